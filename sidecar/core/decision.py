@@ -1,0 +1,158 @@
+"""The outcome of a Check: allowed, or denied for exactly one reason out of a closed set.
+
+`REASONS` is the one table that says what a reason means to the outside: HTTP status, gRPC code, challenge, public text.
+The public texts are fixed: nothing of a token, a policy or an exception ever reaches a client.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.core.limits import LimitOutcome
+    from sidecar.core.principal import Principal
+    from sidecar.core.rules import Rule
+
+
+class DenyReason(enum.Enum):
+    """Why a request is denied; the value is its label in metrics, audit events and problem types."""
+
+    # the request itself
+    REQUEST_UNDECODABLE = "request_undecodable"
+    REQUEST_TOO_LARGE = "request_too_large"
+    REQUEST_MALFORMED = "request_malformed"
+    PATH_AMBIGUOUS = "path_ambiguous"
+    NO_RULE = "no_rule"
+    # the credential
+    CREDENTIAL_MISSING = "credential_missing"
+    CREDENTIAL_REPEATED = "credential_repeated"
+    CREDENTIAL_MALFORMED = "credential_malformed"
+    # the token
+    TOKEN_MALFORMED = "token_malformed"
+    TOKEN_HEADER_REFUSED = "token_header_refused"
+    TOKEN_ALGORITHM_REFUSED = "token_algorithm_refused"
+    TOKEN_TYPE_REFUSED = "token_type_refused"
+    TOKEN_ISSUER_UNKNOWN = "token_issuer_unknown"
+    TOKEN_KEY_UNKNOWN = "token_key_unknown"
+    TOKEN_SIGNATURE_INVALID = "token_signature_invalid"
+    TOKEN_CLAIM_INVALID = "token_claim_invalid"
+    TOKEN_AUDIENCE_MISMATCH = "token_audience_mismatch"
+    TOKEN_EXPIRED = "token_expired"
+    TOKEN_NOT_YET_VALID = "token_not_yet_valid"
+    TOKEN_BINDING_UNSUPPORTED = "token_binding_unsupported"
+    KEYS_UNAVAILABLE = "keys_unavailable"
+    # authorization
+    SCOPE_INSUFFICIENT = "scope_insufficient"
+    ROLE_MISSING = "role_missing"
+    # limits
+    LIMIT_EXCEEDED = "limit_exceeded"
+    LIMITS_UNAVAILABLE = "limits_unavailable"
+    # ourselves
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OVERLOADED = "overloaded"
+    SHUTTING_DOWN = "shutting_down"
+    INTERNAL = "internal"
+
+
+class Challenge(enum.Enum):
+    """What `WWW-Authenticate` says (RFC 6750 section 3): the value is the `error` code, "" for a bare challenge."""
+
+    NONE = "none"
+    BARE = ""
+    INVALID_REQUEST = "invalid_request"
+    INVALID_TOKEN = "invalid_token"
+    INSUFFICIENT_SCOPE = "insufficient_scope"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonRow:
+    """What a reason means to a client."""
+
+    http_status: int
+    grpc_status: int
+    challenge: Challenge
+    title: str
+    detail: str
+
+
+def _rows() -> dict[DenyReason, ReasonRow]:
+    r = DenyReason
+    bare, bad_request, bad_token = Challenge.BARE, Challenge.INVALID_REQUEST, Challenge.INVALID_TOKEN
+    none, scope = Challenge.NONE, Challenge.INSUFFICIENT_SCOPE
+
+    def request(status: int, detail: str, grpc: int = 3) -> ReasonRow:
+        title = {400: "Bad request", 403: "Forbidden", 413: "Request too large"}[status]
+        return ReasonRow(status, grpc, none, title, detail)
+
+    def token(detail: str) -> ReasonRow:
+        return ReasonRow(401, 16, bad_token, "Invalid token", detail)
+
+    def unavailable(detail: str) -> ReasonRow:
+        return ReasonRow(503, 14, none, "Service unavailable", detail)
+
+    return {
+        r.REQUEST_UNDECODABLE: request(400, "The request could not be read."),
+        r.REQUEST_TOO_LARGE: request(413, "The request is larger than is accepted.", 8),
+        r.REQUEST_MALFORMED: request(400, "The request is not well-formed."),
+        r.PATH_AMBIGUOUS: request(400, "The path can be read in more than one way."),
+        r.NO_RULE: request(403, "Nothing here is open to this request.", 7),
+        r.CREDENTIAL_MISSING: ReasonRow(401, 16, bare, "Authentication required", "A bearer token is required."),
+        r.CREDENTIAL_REPEATED: ReasonRow(400, 3, bad_request, "Bad request", "More than one credential was sent."),
+        r.CREDENTIAL_MALFORMED: ReasonRow(400, 3, bad_request, "Bad request", "The credential is not well-formed."),
+        r.TOKEN_MALFORMED: token("The token is not well-formed."),
+        r.TOKEN_HEADER_REFUSED: token("The token's header is not acceptable."),
+        r.TOKEN_ALGORITHM_REFUSED: token("The token's algorithm is not acceptable."),
+        r.TOKEN_TYPE_REFUSED: token("The token is of the wrong type."),
+        r.TOKEN_ISSUER_UNKNOWN: token("The token's issuer is not accepted here."),
+        r.TOKEN_KEY_UNKNOWN: token("The token's signing key is not known."),
+        r.TOKEN_SIGNATURE_INVALID: token("The token's signature is not valid."),
+        r.TOKEN_CLAIM_INVALID: token("A claim of the token is missing or not valid."),
+        r.TOKEN_AUDIENCE_MISMATCH: token("The token is meant for another audience."),
+        r.TOKEN_EXPIRED: token("The token has expired."),
+        r.TOKEN_NOT_YET_VALID: token("The token is not valid yet."),
+        r.TOKEN_BINDING_UNSUPPORTED: token("The token is bound in a way that cannot be proved here."),
+        r.KEYS_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
+        r.SCOPE_INSUFFICIENT: ReasonRow(403, 7, scope, "Forbidden", "The token lacks a required scope."),
+        r.ROLE_MISSING: ReasonRow(403, 7, none, "Forbidden", "The caller lacks a required role."),
+        r.LIMIT_EXCEEDED: ReasonRow(429, 8, none, "Too many requests", "A rate limit was exceeded."),
+        r.LIMITS_UNAVAILABLE: unavailable("Rate limits cannot be checked at the moment."),
+        r.DEADLINE_EXCEEDED: unavailable("The request could not be decided in time."),
+        r.OVERLOADED: unavailable("Too many requests are being decided at the moment."),
+        r.SHUTTING_DOWN: unavailable("The service is shutting down."),
+        r.INTERNAL: ReasonRow(500, 13, none, "Internal error", "The request could not be decided."),
+    }
+
+
+REASONS: dict[DenyReason, ReasonRow] = _rows()
+
+
+@dataclass(slots=True, eq=False)
+class Decision:
+    """One answer, with all that the adapter, the metrics and the audit event need of it. Never changed once built.
+
+    Attributes:
+        reason: None when allowed: there is no way to build an allowed decision that carries a reason.
+        as_error: Denied because a dependency failed, under a policy that says `error`: Envoy decides (error_response).
+        rule: The rule that matched, None if none did.
+        principal: Who was proved, None for anonymous rules and before authentication.
+        limits: The limits that were charged, in the rule's order, each with its outcome.
+        degraded: A limit was not enforced by Redis (policy `local` or `allow`).
+        generation: The policy's generation that decided.
+    """
+
+    reason: DenyReason | None
+    rule: Rule | None
+    principal: Principal | None
+    limits: tuple[LimitOutcome, ...]
+    generation: int
+    as_error: bool = False
+    degraded: bool = False
+    detail: str = ""
+    """For the operator's eyes (audit, explain): which claim, which scope. Never sent to a client, holds no secret."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request may pass."""
+        return self.reason is None

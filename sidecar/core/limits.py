@@ -1,0 +1,140 @@
+"""Limits, charges and what came of them: the vocabulary shared by the policy, the stores and the answers.
+
+A *limit* is a rate over a window. A *charge* is one limit applied to one key with a cost. A *verdict* is what a store
+says about all charges of one decision together: all of them are taken, or none (save those that count denials).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol, TypeAlias
+
+US_PER_S = 1_000_000
+
+REQUESTS_MAX = 2**32 - 1
+"""Largest limit and cost: the reference's `requests_per_unit` and `hits_addend` are uint32."""
+
+WINDOW_US_MIN = 1_000
+WINDOW_US_MAX = 366 * 86_400 * US_PER_S
+
+
+class Algorithm(enum.StrEnum):
+    """How a limit counts; each exists in lua/ and, as its specification, in windows.py."""
+
+    SLIDING_WINDOW = "sliding_window"
+    FIXED_WINDOW = "fixed_window"
+
+
+class OnFailure(enum.StrEnum):
+    """What happens to a request while Redis cannot answer."""
+
+    DENY = "deny"
+    ERROR = "error"
+    LOCAL = "local"
+    ALLOW = "allow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A rate: at most `requests` per `window_us` microseconds.
+
+    `count_denied` charges also the requests that are denied, and charges them whatever the decision's other limits
+    say (what envoyproxy/ratelimit does). It keeps a client that retries too fast locked out, so it is off by default.
+    """
+
+    name: str
+    requests: int
+    window_us: int
+    algorithm: Algorithm = Algorithm.SLIDING_WINDOW
+    count_denied: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.requests <= REQUESTS_MAX:
+            raise ValueError(f"requests must be 0 to {REQUESTS_MAX}, not {self.requests}")
+        if not WINDOW_US_MIN <= self.window_us <= WINDOW_US_MAX:
+            raise ValueError(f"window_us must be {WINDOW_US_MIN} to {WINDOW_US_MAX}, not {self.window_us}")
+
+
+@dataclass(slots=True, eq=False)
+class Charge:
+    """One limit applied to one counter key. `cost` 0 looks without taking."""
+
+    limit: Limit
+    key: bytes
+    cost: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class LimitOutcome:
+    """What a store says about one charge, as of its own clock.
+
+    Attributes:
+        allowed: This limit alone would let the request pass.
+        used: What is counted in the current window after the decision.
+        remaining: How much more could be taken now; 0 when denied.
+        retry_after_us: Exact time after which a retry of the same cost passes this limit if nobody else takes from
+            it; 0 when allowed. -1 when it never passes (the cost exceeds the limit).
+        reset_after_us: Time until the limit is whole again (sliding) or until the window ends (fixed).
+    """
+
+    limit: Limit
+    allowed: bool
+    used: int
+    remaining: int
+    retry_after_us: int
+    reset_after_us: int
+
+
+@dataclass(slots=True, eq=False)
+class Verdict:
+    """What came of all charges of one decision, in their order."""
+
+    allowed: bool
+    outcomes: tuple[LimitOutcome, ...]
+    local: bool = False
+    """Decided by this process alone, because Redis could not be asked."""
+
+
+class StoreFailure(enum.Enum):
+    """Why a store could not answer; the value is its label in metrics."""
+
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    CIRCUIT_OPEN = "circuit_open"
+    OVERLOADED = "overloaded"
+    ERROR_REPLY = "error_reply"
+
+
+Done: TypeAlias = Callable[["Verdict | StoreFailure"], None]
+
+
+class LimitStore(Protocol):
+    """Counts charges.
+
+    All charges of one call are decided together on the store's own clock: if every one is allowed, all are taken;
+    otherwise none is, except those whose limit has `count_denied`, which are taken always. `done` is called exactly
+    once, from the event loop, possibly before `charge` returns. An implementation MUST call it by `deadline` (loop
+    time, seconds), MUST NOT repeat a charge whose fate is unknown, and MUST NOT raise.
+    """
+
+    def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
+        """Decide all charges together, then call `done`."""
+
+
+def counter_key(prefix: bytes, parts: Sequence[str | None]) -> bytes:
+    """The key of one counter: injective over its parts (each is length-prefixed, then all are hashed to 128 bits).
+
+    None (an absent claim or header) differs from the empty string. The prefix stays readable for operators.
+    """
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        if part is None:
+            digest.update(b"\xff\xff\xff\xff")
+        else:
+            raw = part.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(4, "big"))
+            digest.update(raw)
+    return prefix + digest.hexdigest().encode("ascii")

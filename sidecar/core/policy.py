@@ -1,0 +1,29 @@
+"""The compiled policy: immutable, replaced as a whole, identified by its generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.core.descriptors import RateLimitConfig
+    from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.rules import RuleTable
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Policy:
+    """All that deciding needs. A request reads the current one once and uses it to its end.
+
+    Attributes:
+        generation: Counts from 1; grows by one with each policy that was accepted.
+        issuers: By `iss`, for every rule together.
+        ratelimit: The rate limit service's domains; an empty one where the policy names no directory.
+        audit_claims: Names of claims that audit events carry besides the subject.
+    """
+
+    generation: int
+    rules: RuleTable
+    issuers: Mapping[str, IssuerPolicy]
+    ratelimit: RateLimitConfig

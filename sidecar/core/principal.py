@@ -1,0 +1,44 @@
+"""Who was proved. Authorization, limits and the upstream's headers take a `Principal` and nothing less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+NO_STRINGS: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Principal:
+    """A caller whose credential was verified.
+
+    Attributes:
+        issuer: The policy's name of the issuer (`issuers.<name>`), not the URL.
+        subject: `sub`; never empty.
+        client: `client_id` or `azp`, "" without one.
+        scopes: From `scope` (or the claim that the issuer's policy names), split on single spaces.
+        roles: From the claim that the issuer's policy names.
+        claims: All verified claims.
+        expires_s: `exp` in seconds since the epoch; 0 where the issuer's policy does not require it and it is absent.
+    """
+
+    issuer: str
+    subject: str
+    client: str
+    scopes: frozenset[str]
+    roles: frozenset[str]
+    claims: Mapping[str, Json]
+    expires_s: int
+
+
+def claim_at(claims: Mapping[str, Json], path: tuple[str, ...]) -> Json:
+    """The claim at a path of names (`realm_access`, `roles`), None where any part is absent or not an object."""
+    value: Json = dict(claims) if not isinstance(claims, dict) else claims
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value

@@ -1,0 +1,1 @@
+"""Adapters between Envoy's protobuf messages and the core's types."""

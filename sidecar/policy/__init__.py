@@ -1,0 +1,1 @@
+"""The policy: written (document) -> validated -> compiled -> swapped (holder)."""

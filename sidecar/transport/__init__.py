@@ -1,0 +1,1 @@
+"""gRPC servers behind one small interface (service.py)."""

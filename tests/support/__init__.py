@@ -1,0 +1,1 @@
+"""Real servers and proxies that tests start: shared by all test packages."""
