@@ -1,17 +1,17 @@
-"""Which rule applies to a request: the most specific one that matches it, at a cost that does not grow with their number.
+"""Which rule applies to a request: the most specific that matches it, at a cost that does not grow with their number.
 
-Specificity is compared in this order: host (exact, then `*.suffix` with the longer suffix first, then any), path (exact,
-then templates and prefixes segment by segment: a literal segment beats a `{parameter}`, which beats a prefix's end),
-methods (listed before any), number of header conditions (more before fewer). File order decides nothing: two rules that
-would tie are refused when the policy is compiled, unless their header conditions differ, where the names' order decides.
-A rule that fits less specifically still applies when the more specific one does not match the method or the headers.
+Specificity is compared in this order: host (exact, then `*.suffix` with the longer suffix first, then any), path
+(exact, then templates and prefixes segment by segment: a literal segment beats a `{parameter}`, which beats a prefix's
+end), methods (listed before any), number of header conditions (more before fewer, then by name). File order decides
+nothing: two rules that would tie are refused when the policy is compiled. A rule that fits less specifically still
+applies where the more specific one does not match the method or the headers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 if TYPE_CHECKING:
     from sidecar.core.authz import Condition
@@ -116,3 +116,221 @@ class Matched(NamedTuple):
 
     rule: Rule
     parameters: PathParameters
+
+
+class RuleConflict(ValueError):  # noqa: N818 - it is a fault in a policy, named as its users know it
+    """Two rules that would apply to the same requests with equal right, by name."""
+
+    def __init__(self, first: str, second: str, why: str) -> None:
+        super().__init__(f"rules {first!r} and {second!r} {why}")
+        self.first = first
+        self.second = second
+        self.why = why
+
+
+HEADER_VARIANTS_MAX = 32
+"""Rules on one host, path and method that only their header conditions tell apart: tried one by one."""
+
+
+class _Variant(NamedTuple):
+    """A rule at the end of its path; `parameter_names` in the order of the template."""
+
+    rule: Rule
+    headers: tuple[HeaderMatch, ...]
+    parameter_names: tuple[str, ...]
+
+
+class _Terminal:
+    """The rules on one host and path: by method first, then those for any method."""
+
+    __slots__ = ("any_method", "by_method")
+
+    def __init__(self) -> None:
+        self.by_method: dict[str, list[_Variant]] = {}
+        self.any_method: list[_Variant] = []
+
+    def add(self, rule: Rule, parameter_names: tuple[str, ...]) -> None:
+        variant = _Variant(rule, rule.match.headers, parameter_names)
+        groups = [self.by_method.setdefault(method, []) for method in rule.match.methods] or [self.any_method]
+        for group in groups:
+            for other in group:
+                if frozenset(other.headers) == frozenset(variant.headers):
+                    raise RuleConflict(other.rule.name, rule.name, "match the same requests")
+            if len(group) == HEADER_VARIANTS_MAX:
+                why = f"are among more than {HEADER_VARIANTS_MAX} rules that only headers tell apart"
+                raise RuleConflict(group[0].rule.name, rule.name, why)
+            group.append(variant)
+            group.sort(key=_header_specificity)
+
+    def find(self, method: str, headers: Mapping[str, str], segments: list[str]) -> Matched | None:
+        for variant in self.by_method.get(method, ()):
+            if not variant.headers or _headers_hold(variant.headers, headers):
+                return _matched(variant, segments)
+        for variant in self.any_method:
+            if not variant.headers or _headers_hold(variant.headers, headers):
+                return _matched(variant, segments)
+        return None
+
+
+def _header_specificity(variant: _Variant) -> tuple[int, int, list[tuple[str, str]]]:
+    with_value = sum(header.value is not None for header in variant.headers)
+    names = sorted((header.name, header.value or "") for header in variant.headers)
+    return -len(variant.headers), -with_value, names
+
+
+def _headers_hold(conditions: tuple[HeaderMatch, ...], headers: Mapping[str, str]) -> bool:
+    for condition in conditions:
+        value = headers.get(condition.name)
+        if value is None or (condition.value is not None and value != condition.value):
+            return False
+    return True
+
+
+def _matched(variant: _Variant, segments: list[str]) -> Matched:
+    if not variant.parameter_names:
+        return Matched(variant.rule, NO_PARAMETERS)
+    return Matched(variant.rule, dict(zip(variant.parameter_names, segments, strict=True)))
+
+
+class _Node:
+    """One path segment's place: what may follow it, and the rules that end here."""
+
+    __slots__ = ("here", "literals", "parameter", "prefix")
+
+    def __init__(self) -> None:
+        self.literals: dict[str, _Node] = {}
+        self.parameter: _Node | None = None
+        self.here: _Terminal | None = None
+        self.prefix: _Terminal | None = None
+
+
+class _PathTree:
+    """The rules of one host pattern."""
+
+    __slots__ = ("exact", "root")
+
+    def __init__(self) -> None:
+        self.exact: dict[str, _Terminal] = {}
+        self.root = _Node()
+
+    def add(self, rule: Rule) -> None:
+        pattern = rule.match.path
+        match pattern:
+            case ExactPath(path):
+                self.exact.setdefault(path, _Terminal()).add(rule, ())
+            case PrefixPath(path):
+                node = self._descend(path.rstrip("/").split("/")[1:])
+                node.prefix = node.prefix or _Terminal()
+                node.prefix.add(rule, ())
+            case TemplatePath(template):
+                names = parameter_names(template)
+                if not names:
+                    self.exact.setdefault(template, _Terminal()).add(rule, ())
+                    return
+                node = self._descend(template.split("/")[1:])
+                node.here = node.here or _Terminal()
+                node.here.add(rule, names)
+            case _:
+                assert_never(pattern)
+
+    def _descend(self, segments: list[str]) -> _Node:
+        node = self.root
+        for segment in segments:
+            if is_parameter(segment):
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
+            else:
+                node = node.literals.setdefault(segment, _Node())
+        return node
+
+    def find(self, path: str, method: str, headers: Mapping[str, str]) -> Matched | None:
+        terminal = self.exact.get(path)
+        if terminal is not None:
+            found = terminal.find(method, headers, [])
+            if found is not None:
+                return found
+        segments = path.split("/")
+        if len(segments) > PATH_SEGMENTS_MAX + 1:
+            return None
+        return _walk(self.root, segments, 1, method, headers, [])
+
+
+def _walk(  # the segments bound the recursion
+    node: _Node, segments: list[str], at: int, method: str, headers: Mapping[str, str], taken: list[str]
+) -> Matched | None:
+    if at < len(segments):
+        segment = segments[at]
+        child = node.literals.get(segment)
+        if child is not None:
+            found = _walk(child, segments, at + 1, method, headers, taken)
+            if found is not None:
+                return found
+        if node.parameter is not None and segment:
+            found = _walk(node.parameter, segments, at + 1, method, headers, [*taken, segment])
+            if found is not None:
+                return found
+    elif node.here is not None:
+        found = node.here.find(method, headers, taken)
+        if found is not None:
+            return found
+    return node.prefix.find(method, headers, []) if node.prefix is not None else None
+
+
+def is_parameter(segment: str) -> bool:
+    """Whether a template's segment is a `{parameter}`."""
+    return segment.startswith("{") and segment.endswith("}")
+
+
+def parameter_names(template: str) -> tuple[str, ...]:
+    """The parameters of a path template, in order."""
+    return tuple(segment[1:-1] for segment in template.split("/") if is_parameter(segment))
+
+
+class RuleTable:
+    """All rules, indexed for `match`.
+
+    Raises:
+        RuleConflict: Two rules match the same requests with equal right.
+    """
+
+    __slots__ = ("_any_host", "_hosts", "_suffixes", "rules")
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self._hosts: dict[str, _PathTree] = {}
+        self._suffixes: dict[str, _PathTree] = {}
+        self._any_host = _PathTree()
+        for rule in self.rules:
+            self._tree(rule.match.host).add(rule)
+
+    def _tree(self, host: str | None) -> _PathTree:
+        if host is None:
+            return self._any_host
+        if host.startswith("*."):
+            return self._suffixes.setdefault(host[2:], _PathTree())
+        return self._hosts.setdefault(host, _PathTree())
+
+    def match(self, host: str, path: str, method: str, headers: Mapping[str, str]) -> Matched | None:
+        """The rule for a request, None when there is none.
+
+        Args:
+            host: Canonical: lower case, without port (`paths.canonical_host`).
+            path: Canonical (`paths.canonical`), without the query.
+            method: As on the wire.
+            headers: By lower-case name.
+        """
+        tree = self._hosts.get(host)
+        if tree is not None:
+            found = tree.find(path, method, headers)
+            if found is not None:
+                return found
+        if self._suffixes:
+            dot = host.find(".")
+            while dot != -1:
+                tree = self._suffixes.get(host[dot + 1 :])
+                if tree is not None:
+                    found = tree.find(path, method, headers)
+                    if found is not None:
+                        return found
+                dot = host.find(".", dot + 1)
+        return self._any_host.find(path, method, headers)

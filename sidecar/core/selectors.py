@@ -1,7 +1,7 @@
 """Where a value is taken from: a claim, a header, the client's address, a path parameter, or a constant.
 
-Limits are keyed by selectors, and the upstream's headers are filled from them. A selector yields a string, or None where
-the request has no such value; it never guesses.
+Limits are keyed by selectors, and the upstream's headers are filled from them. A selector yields a string, or None
+where the request has no such value; it never guesses.
 """
 
 from __future__ import annotations
