@@ -1,0 +1,149 @@
+"""Child processes that never outlive their parent, and waiting for conditions with a deadline."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+READY_WITHIN_S = 15.0
+"""A child that is not ready by then is reported as failed: all of them start within a second on an idle machine."""
+
+STOP_WITHIN_S = 10.0
+"""A child that has not ended this long after SIGTERM is killed."""
+
+LOG_TAIL_LINES = 15
+
+_POLL_S = 0.02
+_PR_SET_PDEATHSIG = 1
+
+
+class StartFailedError(Exception):
+    """A child did not become ready; the message holds the end of its log."""
+
+
+def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY_WITHIN_S) -> None:
+    """Poll until the condition holds.
+
+    Raises:
+        TimeoutError: It does not hold within the time; the message says what was awaited.
+    """
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {within_s:g} s")
+        time.sleep(_POLL_S)
+
+
+def free_port(preferred: int = 0) -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens at the moment: the preferred one if it is free."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("no free port on 127.0.0.1")
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a new child does first: ask Linux for SIGKILL when the parent dies. Other systems have no such thing."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return ask
+
+
+class Child:
+    """A child process in a session of its own (Ctrl-C reaches only the parent, which stops it), its output in a file.
+
+    Linux ties the child to the *thread* that started it: start children from a thread that lives as long as they.
+    """
+
+    def __init__(self, name: str, command: Sequence[str | Path], log: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - it makes two system calls and takes no lock
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; does nothing when it has ended."""
+        self._process.send_signal(number)
+
+    def wait(self, within_s: float = STOP_WITHIN_S) -> int:
+        """Its exit status; negative: the signal that ended it.
+
+        Raises:
+            subprocess.TimeoutExpired: It is still running.
+        """
+        return self._process.wait(within_s)
+
+    def stop(self) -> int:
+        """SIGTERM, then SIGKILL if that is not enough; the exit status."""
+        if self.running:
+            self.signal(signal.SIGCONT)  # a stopped process would not act on SIGTERM
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL; the exit status."""
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+    def tail(self) -> str:
+        """The last lines of its output."""
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        return "\n".join(f"    {line}" for line in lines) or "    (it printed nothing)"
+
+    def wait_ready(self, ready: Callable[[], bool], within_s: float = READY_WITHIN_S) -> None:
+        """Poll until it is ready.
+
+        Raises:
+            StartFailedError: It ended, or is not ready in time.
+        """
+        deadline = time.monotonic() + within_s
+        while not ready():
+            if not self.running:
+                raise StartFailedError(f"{self.name} ended with status {self.wait()}; {self.log} ends:\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise StartFailedError(
+                    f"{self.name} is not ready after {within_s:g} s; {self.log} ends:\n{self.tail()}"
+                )
+            time.sleep(_POLL_S)
+
+    def _report(self, what: str) -> str:
+        return f"{self.name} {what}; {self.log} ends:\n{self.tail()}"
