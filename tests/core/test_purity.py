@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2] / "sidecar"
 PURE = [*sorted((ROOT / "core").glob("*.py")), ROOT / "pipeline.py"]
 
 ALLOWED = {
-    "__future__", "array", "base64", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum", "functools", "hashlib",
-    "heapq", "hmac", "ipaddress", "itertools", "json", "math", "operator", "re", "string", "struct", "types", "typing",
-    "urllib.parse",
+    "__future__", "array", "base64", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum",
+    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "operator", "re",
+    "string", "struct", "types", "typing", "urllib.parse",
 }  # fmt: skip
 CRYPTOGRAPHY = {"token.py", "keys.py"}
 """The modules that may import jwt and cryptography, and no other may."""
