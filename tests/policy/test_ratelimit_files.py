@@ -1,0 +1,136 @@
+"""The rate limit service's files: what is read out of good ones, and what is said about bad ones."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sidecar.core.descriptors import Unit
+from sidecar.policy.faults import PolicyError
+from sidecar.policy.ratelimit_files import FILES_MAX, KEYS, load_directory
+
+DATA = Path(__file__).parent / "ratelimit"
+BAD = sorted((DATA / "bad").iterdir())
+EXPECT = "# expect "
+
+
+@dataclass(frozen=True)
+class Entry:
+    key: str
+    value: str
+
+
+def find(config, domain, *pairs):
+    return config.domains[domain].find([Entry(*pair) for pair in pairs])
+
+
+def write(directory: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (directory / f"{name}.yaml").write_text(text)
+    return directory
+
+
+def faults(directory: Path) -> list[str]:
+    with pytest.raises(PolicyError) as caught:
+        load_directory(directory)
+    return [str(fault).removeprefix(f"{directory}/") for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
+def test_a_fault_is_named_with_its_place_and_what_is_accepted(file, tmp_path):
+    """Each golden file has one fault, and exactly the one that its first line announces is reported."""
+    shutil.copy(file, tmp_path)
+    expected = file.read_text().splitlines()[0].removeprefix(EXPECT)
+    assert faults(tmp_path) == [f"{file.name}:{expected}"]
+
+
+def test_every_key_of_the_format_is_read():
+    """The sixteen keys are accepted where they belong, and land in the compiled limits."""
+    assert len(KEYS) == 16
+    config = load_directory(DATA / "good")
+    five = find(config, "every", ("plain", "one"))
+    assert (five.name, five.unit, five.limit.requests, five.replaces) == ("five", Unit.SECOND, 5, {"other"})
+    free = find(config, "every", ("free", "x"))
+    assert (free.name, free.limit) == ("free", None)
+    deep = find(config, "every", ("path", "/abc"), ("user", "u"))
+    assert (deep.unit, deep.limit.requests, deep.shadow_mode, deep.quota_mode) == (Unit.MONTH, 2**32 - 1, True, True)
+    assert deep.patterns == ((0, "path", "/a*"),)
+    assert find(config, "every", ("path", "/abc"), ("none", "u")) is None
+    assert [limit.stats.path for limit in config.domains["every"].limits] == [
+        "every.plain_one",
+        "every.free",
+        "every.path_/a*.user",
+    ]
+
+
+def test_plain_numbers_and_words_are_text():
+    """As in the reference, a number or a boolean where text belongs is taken as it is written; null is absence."""
+    config = load_directory(DATA / "good")
+    shadow = find(config, "5", ("404", "true"))
+    assert (shadow.shadow_mode, shadow.limit.requests) == (True, 0)
+    assert find(config, "5", ("nothing", "x")) is None
+    assert find(config, "5", ("leading", "010")).unit is Unit.WEEK
+
+
+def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
+    """One fault does not hide another, in the same file or in the next."""
+    write(
+        tmp_path,
+        a="domain: a\ndescriptors:\n  - {}\n  - {key: k, rate_limit: {unit: x, requests_per_unit: y}}\n",
+        b="descriptors:\n  - oops\n",
+        c="domain: [\n",
+    )
+    assert [fault.split(": ")[:2] for fault in faults(tmp_path)] == [
+        ["a.yaml:3", "descriptors[0].key"],
+        ["a.yaml:4", "descriptors[1].rate_limit.requests_per_unit"],
+        ["a.yaml:4", "descriptors[1].rate_limit.unit"],
+        ["b.yaml:1", "domain"],
+        ["b.yaml:2", "descriptors[0]"],
+        ["c.yaml:2", "not YAML"],
+    ]
+
+
+def test_a_domain_stands_in_one_file(tmp_path):
+    """Two files with the same domain are refused, and both are named."""
+    write(tmp_path, a="domain: d\n", b="# second\ndomain: d\n")
+    assert faults(tmp_path) == [
+        f"b.yaml:2: domain: the domain 'd' is already in {tmp_path}/a.yaml:1; one file a domain"
+    ]
+
+
+def test_other_files_and_directories_are_passed_over(tmp_path):
+    """A mounted ConfigMap's dot-directories, editors' files and subdirectories are no configuration; links are."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "d.yaml").write_text("domain: d\n")
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "d.yaml").symlink_to("..data/d.yaml")
+    (tmp_path / ".hidden.yaml").write_text("broken: [")
+    (tmp_path / "notes.txt").write_text("broken: [")
+    (tmp_path / "sub.yaml").mkdir()
+    assert list(load_directory(tmp_path).domains) == ["d"]
+
+
+def test_a_directory_that_cannot_be_read_is_a_fault(tmp_path):
+    """A missing directory is told apart from an empty one; neither becomes a configuration without limits."""
+    missing = tmp_path / "missing"
+    assert faults(missing) == [f"{missing}: cannot be read: No such file or directory; a readable directory"]
+    assert faults(tmp_path) == [
+        f"{tmp_path}: the directory holds no rate limit file; 1 to {FILES_MAX} files named *.yaml or *.yml"
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path):
+    """A link that leads nowhere is named."""
+    (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
+    assert faults(tmp_path) == ["gone.yaml: cannot be read: No such file or directory; a readable YAML file"]
+
+
+def test_the_number_of_files_is_bounded(tmp_path):
+    """The stated number of files is read, one more is refused."""
+    write(tmp_path, **{f"f{number}": f"domain: d{number}\n" for number in range(FILES_MAX)})
+    assert len(load_directory(tmp_path).domains) == FILES_MAX
+    write(tmp_path, more="domain: more\n")
+    assert "1025 rate limit files" in faults(tmp_path)[0]
