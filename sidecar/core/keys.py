@@ -1,0 +1,417 @@
+"""Sets of public keys (RFC 7517), and what one of them may verify.
+
+One key serves one algorithm at a time: a set is searched by `kid` *and* `alg`, and a key is only found under algorithms
+that its type, its curve and its own `alg` member allow (RFC 8725 section 3.1). So no header can make a key do what it
+was not made for. Keys that fall short are left out of the set, each with its reason; the others stay usable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from sidecar.core import base64url
+from sidecar.core.issuer import ALGORITHMS
+from sidecar.core.strict_json import JsonError, read_object
+
+if TYPE_CHECKING:
+    from sidecar.core.principal import Json
+
+KEYS_MAX = 100
+"""Keys in one set; a set with more is refused whole."""
+
+KID_CHARS_MAX = 256
+JWKS_BYTES_MAX = 512 * 1024
+
+RSA_BITS_MIN = 2048
+"""RFC 7518 section 3.3."""
+RSA_BITS_MAX = 8192
+"""Verification time grows with the square of this."""
+RSA_EXPONENT_BITS_MAX = 64
+
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
+
+Verify: TypeAlias = Callable[[bytes, bytes], bool]
+"""From signature and signing input to whether they belong together. Never raises."""
+
+
+class KeySetError(ValueError):
+    """The document yields no key that could verify anything. The message says why and quotes no key material."""
+
+
+class _UnusableKeyError(ValueError):
+    """One key of a set is left out, for this reason."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VerificationKey:
+    """One public key in its use for one algorithm.
+
+    Attributes:
+        thumbprint: RFC 7638, of the key itself: the same key published again has the same one.
+        verify: Whether a signature belongs to a signing input.
+    """
+
+    kid: str | None
+    algorithm: str
+    thumbprint: bytes
+    verify: Verify
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedKey:
+    """A key of the document that is not in the set.
+
+    Attributes:
+        position: Which one, from 0.
+        kid: As far as it is a string, at most `KID_CHARS_MAX` characters of it.
+    """
+
+    position: int
+    kid: str
+    reason: str
+
+
+class KeySet:
+    """Public keys by `kid` and algorithm. Immutable; equal fingerprints verify exactly the same tokens.
+
+    Attributes:
+        kids: Those that some key is found under.
+        count: Usable keys, those without `kid` included.
+        dropped: What the document also held, and why it is not used.
+        fingerprint: Does not depend on the order or on the spelling of the document.
+    """
+
+    __slots__ = ("_by_kid", "_fitting", "count", "dropped", "fingerprint", "kids")
+
+    def __init__(self, keys: list[tuple[VerificationKey, ...]], dropped: tuple[DroppedKey, ...]) -> None:
+        self._by_kid: Final[dict[str, dict[str, VerificationKey]]] = {}
+        self._fitting: Final[dict[str, list[VerificationKey]]] = {}
+        for uses in keys:
+            for key in uses:
+                self._fitting.setdefault(key.algorithm, []).append(key)
+                if key.kid is not None:
+                    self._by_kid.setdefault(key.kid, {})[key.algorithm] = key
+        self.kids: Final = frozenset(self._by_kid)
+        self.count: Final = len(keys)
+        self.dropped: Final = dropped
+        self.fingerprint: Final = _fingerprint(keys)
+
+    def find(self, kid: str | None, algorithm: str) -> VerificationKey | None:
+        """The key with this `kid` in its use for `algorithm`.
+
+        Without a `kid` it is the one key of the set that fits the algorithm; None where none or several do.
+        """
+        if kid is not None:
+            uses = self._by_kid.get(kid)
+            return None if uses is None else uses.get(algorithm)
+        fitting = self._fitting.get(algorithm, ())
+        return fitting[0] if len(fitting) == 1 else None
+
+    def publishes(self, key: VerificationKey) -> bool:
+        """Whether this set holds the very same key, under the same `kid` and for the same algorithm."""
+        fitting = self._fitting.get(key.algorithm, ())
+        return any(other.thumbprint == key.thumbprint and other.kid == key.kid for other in fitting)
+
+    def __repr__(self) -> str:
+        return f"KeySet({self.count} keys, {len(self.dropped)} dropped, {self.fingerprint.hex()[:12]})"
+
+
+def parse_jwks(body: bytes) -> KeySet:
+    """The usable keys of a JWKS document (RFC 7517 section 5).
+
+    Raises:
+        KeySetError: It is too large, is not such a document, or holds nothing usable.
+    """
+    if len(body) > JWKS_BYTES_MAX:
+        raise KeySetError(f"the document is larger than {JWKS_BYTES_MAX} bytes")
+    try:
+        document = read_object(body)
+    except JsonError as error:
+        raise KeySetError(f"the document {error}") from None
+    entries = document.get("keys")
+    if not isinstance(entries, list):
+        raise KeySetError('the document has no array "keys"')
+    if len(entries) > KEYS_MAX:
+        raise KeySetError(f"the document has more than {KEYS_MAX} keys")
+    found: list[tuple[int, tuple[VerificationKey, ...]]] = []
+    dropped: list[DroppedKey] = []
+    for position, jwk in enumerate(entries):
+        try:
+            found.append((position, _uses(jwk)))
+        except _UnusableKeyError as error:
+            dropped.append(DroppedKey(position, _shown_kid(jwk), str(error)))
+    keys = _without_ambiguous(found, dropped)
+    if not keys:
+        reasons = sorted({key.reason for key in dropped})
+        raise KeySetError("the document has no usable key" + (": " + "; ".join(reasons) if reasons else ""))
+    return KeySet(keys, tuple(sorted(dropped, key=lambda key: key.position)))
+
+
+def _without_ambiguous(
+    found: list[tuple[int, tuple[VerificationKey, ...]]], dropped: list[DroppedKey]
+) -> list[tuple[VerificationKey, ...]]:
+    """Leave out every key that shares a `kid` and an algorithm with another: neither is to be guessed."""
+    holders: dict[tuple[str, str], int] = {}
+    for _, uses in found:
+        for key in uses:
+            if key.kid is not None:
+                pair = (key.kid, key.algorithm)
+                holders[pair] = holders.get(pair, 0) + 1
+    kept: list[tuple[VerificationKey, ...]] = []
+    for position, uses in found:
+        if any(key.kid is not None and holders[key.kid, key.algorithm] > 1 for key in uses):
+            reason = "another key has the same kid and could serve the same algorithm"
+            dropped.append(DroppedKey(position, uses[0].kid or "", reason))
+        else:
+            kept.append(uses)
+    return kept
+
+
+def _shown_kid(jwk: Json) -> str:
+    kid = jwk.get("kid") if isinstance(jwk, dict) else None
+    return kid[:KID_CHARS_MAX] if isinstance(kid, str) else ""
+
+
+def _fingerprint(keys: list[tuple[VerificationKey, ...]]) -> bytes:
+    rows = sorted((key.kid is not None, key.kid or "", key.algorithm, key.thumbprint.hex()) for u in keys for key in u)
+    return sha256(json.dumps(rows).encode()).digest()
+
+
+def _uses(jwk: Json) -> tuple[VerificationKey, ...]:
+    """One key in each of its permitted uses; at least one."""
+    if not isinstance(jwk, dict):
+        raise _UnusableKeyError("is not an object")
+    kty = jwk.get("kty")
+    if kty == "oct":
+        raise _UnusableKeyError("is a symmetric key in a public set")
+    if not isinstance(kty, str) or kty not in _READERS:
+        raise _UnusableKeyError(f"kty is not one of {', '.join(sorted(_READERS))}")
+    if _PRIVATE_MEMBERS & jwk.keys():
+        raise _UnusableKeyError("holds private parts: it is compromised")
+    kid = jwk.get("kid")
+    if kid is not None and not (isinstance(kid, str) and 0 < len(kid) <= KID_CHARS_MAX):
+        raise _UnusableKeyError(f"kid is not a string of 1 to {KID_CHARS_MAX} characters")
+    if jwk.get("use", "sig") != "sig":
+        raise _UnusableKeyError("use is not sig")
+    operations = jwk.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        raise _UnusableKeyError("key_ops does not contain verify")
+    wanted = jwk.get("alg")
+    if wanted is not None and not (isinstance(wanted, str) and wanted in ALGORITHMS):
+        raise _UnusableKeyError("alg is not a supported signature algorithm")
+    verifiers, thumbprint = _READERS[kty](jwk)
+    if wanted is not None and wanted not in verifiers:
+        raise _UnusableKeyError("alg does not fit kty and crv")
+    return tuple(
+        VerificationKey(kid, algorithm, thumbprint, verify)
+        for algorithm, verify in verifiers.items()
+        if wanted is None or algorithm == wanted
+    )
+
+
+_Read: TypeAlias = tuple[Mapping[str, Verify], bytes]
+
+
+def _read_rsa(jwk: Mapping[str, Json]) -> _Read:
+    modulus, exponent = _integer(jwk, "n"), _integer(jwk, "e")
+    bits = modulus.bit_length()
+    if not RSA_BITS_MIN <= bits <= RSA_BITS_MAX:
+        raise _UnusableKeyError(f"the RSA modulus has {bits} bits, not {RSA_BITS_MIN} to {RSA_BITS_MAX}")
+    if modulus % 2 == 0:
+        raise _UnusableKeyError("the RSA modulus is even")
+    if exponent < 3 or exponent % 2 == 0 or exponent.bit_length() > RSA_EXPONENT_BITS_MAX:
+        raise _UnusableKeyError(f"the RSA exponent is not an odd number from 3 to 2^{RSA_EXPONENT_BITS_MAX}")
+    try:
+        key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise _UnusableKeyError("is not an RSA key") from None
+    verifiers = {name: _rsa_verifier(key, name) for name in _RSA_HASHES}
+    return verifiers, _thumbprint({"e": _text(jwk, "e"), "kty": "RSA", "n": _text(jwk, "n")})
+
+
+def _read_ec(jwk: Mapping[str, Json]) -> _Read:
+    crv = _text(jwk, "crv")
+    curve = _CURVES.get(crv)
+    if curve is None:
+        raise _UnusableKeyError(f"crv is not one of {', '.join(_CURVES)}")
+    x, y = _bytes(jwk, "x"), _bytes(jwk, "y")
+    if not len(x) == len(y) == curve.coordinate_bytes:
+        raise _UnusableKeyError(f"x and y are not {curve.coordinate_bytes} bytes long")
+    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve.curve)
+    try:
+        key = numbers.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise _UnusableKeyError("the point is not on its curve") from None
+    thumbprint = _thumbprint({"crv": crv, "kty": "EC", "x": _text(jwk, "x"), "y": _text(jwk, "y")})
+    return {curve.algorithm: _ecdsa_verifier(key, curve)}, thumbprint
+
+
+def _read_okp(jwk: Mapping[str, Json]) -> _Read:
+    if _text(jwk, "crv") != "Ed25519":
+        raise _UnusableKeyError("crv is not Ed25519")
+    x = _bytes(jwk, "x")
+    if len(x) != 32:
+        raise _UnusableKeyError("x is not 32 bytes long")
+    if int.from_bytes(x, "little") & _ED25519_Y_MASK in _ED25519_SMALL_ORDER_Y:
+        raise _UnusableKeyError("the point is of small order")
+    try:
+        key = Ed25519PublicKey.from_public_bytes(x)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _UnusableKeyError("is not an Ed25519 key") from None
+    return {"EdDSA": _eddsa_verifier(key)}, _thumbprint({"crv": "Ed25519", "kty": "OKP", "x": _text(jwk, "x")})
+
+
+_READERS: dict[str, Callable[[Mapping[str, Json]], _Read]] = {"RSA": _read_rsa, "EC": _read_ec, "OKP": _read_okp}
+
+
+def _text(jwk: Mapping[str, Json], member: str) -> str:
+    value = jwk.get(member)
+    if not isinstance(value, str) or not value:
+        raise _UnusableKeyError(f"{member} is missing or not a string")
+    return value
+
+
+def _bytes(jwk: Mapping[str, Json], member: str) -> bytes:
+    try:
+        return base64url.decode(_text(jwk, member).encode())
+    except base64url.Base64UrlError as error:
+        raise _UnusableKeyError(f"{member} {error}") from None
+
+
+def _integer(jwk: Mapping[str, Json], member: str) -> int:
+    """A Base64urlUInt (RFC 7518 section 2): the fewest bytes that hold it, so that it has one thumbprint."""
+    value = _bytes(jwk, member)
+    if value[0] == 0:
+        raise _UnusableKeyError(f"{member} starts with a zero byte")
+    return int.from_bytes(value, "big")
+
+
+def _thumbprint(members: dict[str, str]) -> bytes:
+    """RFC 7638 section 3: the required members, in order, without white space."""
+    return sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
+
+
+_RSA_HASHES: dict[str, hashes.HashAlgorithm] = {
+    "RS256": hashes.SHA256(),
+    "RS384": hashes.SHA384(),
+    "RS512": hashes.SHA512(),
+    "PS256": hashes.SHA256(),
+    "PS384": hashes.SHA384(),
+    "PS512": hashes.SHA512(),
+}
+
+
+def _rsa_verifier(key: rsa.RSAPublicKey, algorithm: str) -> Verify:
+    """RFC 7518 sections 3.3 and 3.5: PKCS #1 v1.5, or PSS with MGF1 and a salt as long as the hash."""
+    hash_ = _RSA_HASHES[algorithm]
+    scheme: padding.AsymmetricPadding = padding.PKCS1v15()
+    if algorithm.startswith("PS"):
+        scheme = padding.PSS(padding.MGF1(hash_), salt_length=hash_.digest_size)
+    length = (key.key_size + 7) // 8
+
+    def verify(signature: bytes, signing_input: bytes) -> bool:
+        if len(signature) != length:
+            return False
+        try:
+            key.verify(signature, signing_input, scheme, hash_)
+        except InvalidSignature:
+            return False
+        return True
+
+    return verify
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    algorithm: str
+    curve: ec.EllipticCurve
+    hash: hashes.HashAlgorithm
+    coordinate_bytes: int
+    order: int
+
+
+_CURVES: dict[str, _Curve] = {
+    "P-256": _Curve(
+        "ES256",
+        ec.SECP256R1(),
+        hashes.SHA256(),
+        32,
+        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    ),
+    "P-384": _Curve(
+        "ES384",
+        ec.SECP384R1(),
+        hashes.SHA384(),
+        48,
+        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
+    ),
+    "P-521": _Curve(
+        "ES512",
+        ec.SECP521R1(),
+        hashes.SHA512(),
+        66,
+        (1 << 521) - 0x5AE79787C40D069948033FEB708F65A2FC44A36477663B851449048E16EC79BF7,
+    ),
+}
+
+
+def _ecdsa_verifier(key: ec.EllipticCurvePublicKey, curve: _Curve) -> Verify:
+    """RFC 7518 section 3.4: r and s side by side, each as long as the order, each from 1 to the order less 1."""
+    half, order = (curve.order.bit_length() + 7) // 8, curve.order
+    scheme = ec.ECDSA(curve.hash)
+
+    def verify(signature: bytes, signing_input: bytes) -> bool:
+        if len(signature) != 2 * half:
+            return False
+        r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
+        if not (0 < r < order and 0 < s < order):
+            return False
+        try:
+            key.verify(encode_dss_signature(r, s), signing_input, scheme)
+        except InvalidSignature:
+            return False
+        return True
+
+    return verify
+
+
+_ED25519_PRIME = (1 << 255) - 19
+_ED25519_Y_MASK = (1 << 255) - 1
+_ED25519_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_ED25519_SMALL_ORDER_Y = frozenset(
+    {
+        0,
+        1,
+        _ED25519_PRIME - 1,
+        _ED25519_PRIME,
+        _ED25519_PRIME + 1,
+        _ED25519_ORDER_8_Y,
+        _ED25519_PRIME - _ED25519_ORDER_8_Y,
+    }
+)
+"""The y coordinates of the points of order 1, 2, 4 and 8: under such a key, one signature fits many messages."""
+
+
+def _eddsa_verifier(key: Ed25519PublicKey) -> Verify:
+    """RFC 8037 section 3.1."""
+
+    def verify(signature: bytes, signing_input: bytes) -> bool:
+        if len(signature) != 64:
+            return False
+        try:
+            key.verify(signature, signing_input)
+        except InvalidSignature:
+            return False
+        return True
+
+    return verify

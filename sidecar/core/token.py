@@ -1,0 +1,166 @@
+"""Bearer tokens: a strict JOSE front end (RFC 7515, 7519, 8725) and what makes a token believed.
+
+    text -> parse -> UnverifiedToken -> verify -> Principal        (or Rejected, or NeedKey at either step)
+
+`parse` looks at spelling and structure alone; whatever it hands on starts with `unverified_`. `verify` is given the
+policy of the one issuer that the token names and that issuer's keys, so that a key of one issuer never vouches for
+another (RFC 8725 section 3.8). Both return their refusals; neither raises, whatever the token's bytes are.
+
+Deliberately absent: fetching anything that a token points to (`jku`, `x5u`), and trying keys one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from sidecar.core import base64url
+from sidecar.core.claims import Rejected, believe, still_valid
+from sidecar.core.decision import DenyReason
+from sidecar.core.issuer import TOKEN_BYTES_MAX
+from sidecar.core.keys import KID_CHARS_MAX
+from sidecar.core.strict_json import JsonError, read_object
+
+if TYPE_CHECKING:
+    from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.keys import KeySet
+    from sidecar.core.principal import Json, Principal
+
+__all__ = ["HEADER_BYTES_MAX", "NeedKey", "Rejected", "UnverifiedToken", "parse", "still_valid", "verify"]
+
+HEADER_BYTES_MAX = 2 * 1024
+"""Of the header as sent, in base64url."""
+
+_MALFORMED = DenyReason.TOKEN_MALFORMED
+_HEADER = DenyReason.TOKEN_HEADER_REFUSED
+
+_REFUSED_MEMBERS = {
+    "crit": "no critical extension is understood (RFC 7515 section 4.1.11)",
+    "b64": "unencoded payloads are not accepted (RFC 7797)",
+    "enc": "encrypted tokens are not accepted (RFC 7516)",
+    "zip": "compressed tokens are not accepted",
+    "jku": "a token cannot say where its key is",
+    "jwk": "a token cannot bring its key along",
+    "x5u": "a token cannot say where its certificate is",
+}
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class UnverifiedToken:
+    """A well-formed token about which nothing is proved yet. Never changed after it was built.
+
+    Attributes:
+        text: As sent; the key of the token cache.
+        unverified_issuer: `iss`, a non-empty string: says whose keys could vouch for the token.
+        unverified_type: `typ` in lower case without `application/` (RFC 7515 section 4.1.9), "" where it is absent.
+        signing_input: What the signature signs.
+    """
+
+    text: str
+    unverified_header: dict[str, Json]
+    unverified_claims: dict[str, Json]
+    unverified_issuer: str
+    unverified_alg: str
+    unverified_kid: str | None
+    unverified_type: str
+    signing_input: bytes
+    signature: bytes
+
+    def __repr__(self) -> str:
+        return "UnverifiedToken(***)"
+
+
+class NeedKey(NamedTuple):
+    """No key of the set has the token's `kid`: fetch the issuer's keys and call `verify` again, once."""
+
+    kid: str
+
+
+def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Rejected:
+    """The token that `text` spells: three canonical base64url segments, of which two are strict JSON objects."""
+    if len(text) > bytes_max:
+        return Rejected(_MALFORMED, f"longer than {bytes_max} bytes")
+    if not text.isascii():
+        return Rejected(_MALFORMED, "has a character outside of ASCII")
+    raw = text.encode()
+    if raw.translate(None, base64url.ALPHABET) != b"..":
+        return Rejected(_MALFORMED, "is not three segments of base64url joined by two dots")
+    header_segment, payload_segment, signature_segment = raw.split(b".")
+    if not (header_segment and payload_segment and signature_segment):
+        return Rejected(_MALFORMED, "has an empty segment")
+    if len(header_segment) > HEADER_BYTES_MAX:
+        return Rejected(_MALFORMED, f"the header is longer than {HEADER_BYTES_MAX} bytes")
+    part = "the signature"
+    try:
+        signature = base64url.decode_checked(signature_segment)
+        part = "the header"
+        header = read_object(base64url.decode_checked(header_segment))
+        part = "the payload"
+        claims = read_object(base64url.decode_checked(payload_segment))
+    except (base64url.Base64UrlError, JsonError) as error:
+        return Rejected(_MALFORMED, f"{part} {error}")
+    issuer = claims.get("iss")
+    fault = _header_fault(header)
+    if fault is not None:
+        return fault
+    if not isinstance(issuer, str) or not issuer:
+        return Rejected(DenyReason.TOKEN_CLAIM_INVALID, "iss is missing or not a non-empty string")
+    return UnverifiedToken(
+        text=text,
+        unverified_header=header,
+        unverified_claims=claims,
+        unverified_issuer=issuer,
+        unverified_alg=cast("str", header["alg"]),
+        unverified_kid=cast("str | None", header.get("kid")),
+        unverified_type=_token_type(cast("str", header.get("typ", ""))),
+        signing_input=raw[: len(header_segment) + 1 + len(payload_segment)],
+        signature=signature,
+    )
+
+
+def _header_fault(header: dict[str, Json]) -> Rejected | None:
+    """What no issuer's policy could make acceptable. None: alg, kid, typ and cty have their types."""
+    if not _REFUSED_MEMBERS.keys().isdisjoint(header):
+        name = next(name for name in _REFUSED_MEMBERS if name in header)
+        return Rejected(_HEADER, f"{name} is present: {_REFUSED_MEMBERS[name]}")
+    if not isinstance(header.get("alg"), str):
+        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, "alg is missing or not a string")
+    kid = header.get("kid")
+    if "kid" in header and not (isinstance(kid, str) and 0 < len(kid) <= KID_CHARS_MAX):
+        return Rejected(_HEADER, f"kid is not a string of 1 to {KID_CHARS_MAX} characters")
+    if "typ" in header and not (isinstance(header["typ"], str) and header["typ"]):
+        return Rejected(_HEADER, "typ is not a non-empty string")
+    if "cty" in header:
+        content = header["cty"]
+        if not isinstance(content, str) or content.lower().endswith("jwt"):
+            return Rejected(_HEADER, "cty is not a string, or says that the payload is another token")
+    return None
+
+
+def _token_type(typ: str) -> str:
+    name = typ.lower()
+    short = name.removeprefix("application/")
+    return name if "/" in short else short
+
+
+def verify(token: UnverifiedToken, issuer: IssuerPolicy, keys: KeySet, now_us: int) -> Principal | NeedKey | Rejected:
+    """Who the token proves at `now_us`, to someone who trusts this issuer and these keys of its."""
+    if token.unverified_issuer != issuer.issuer:
+        return Rejected(DenyReason.TOKEN_ISSUER_UNKNOWN, "iss is another issuer")
+    alg, kid = token.unverified_alg, token.unverified_kid
+    if alg not in issuer.algorithms:
+        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, f"alg is not one of {', '.join(sorted(issuer.algorithms))}")
+    if token.unverified_type not in issuer.token_types:
+        return Rejected(DenyReason.TOKEN_TYPE_REFUSED, "typ is not a type that the issuer's policy accepts")
+    if kid is None and not issuer.allow_missing_kid:
+        return Rejected(_HEADER, "kid is missing")
+    key = keys.find(kid, alg)
+    if key is None:
+        if kid is None:
+            return Rejected(DenyReason.TOKEN_KEY_UNKNOWN, "without kid, exactly one key must fit alg")
+        if kid in keys.kids:
+            return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, "the key with this kid is not for this alg")
+        return NeedKey(kid)
+    if not key.verify(token.signature, token.signing_input):
+        return Rejected(DenyReason.TOKEN_SIGNATURE_INVALID, "the signature does not belong to this key and content")
+    return believe(token.unverified_claims, token.unverified_type, issuer, now_us)
