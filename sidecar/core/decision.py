@@ -7,13 +7,16 @@ The public texts are fixed: nothing of a token, a policy or an exception ever re
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar.core.limits import LimitOutcome
     from sidecar.core.principal import Principal
     from sidecar.core.rules import Rule
+
+NO_PARAMETERS: Mapping[str, str] = {}
 
 
 class DenyReason(enum.Enum):
@@ -140,6 +143,7 @@ class Decision:
         limits: The limits that were charged, in the rule's order, each with its outcome.
         degraded: A limit was not enforced by Redis (policy `local` or `allow`).
         generation: The policy's generation that decided.
+        parameters: What the rule's path parameters stand for.
     """
 
     reason: DenyReason | None
@@ -147,6 +151,7 @@ class Decision:
     principal: Principal | None
     limits: tuple[LimitOutcome, ...]
     generation: int
+    parameters: Mapping[str, str] = field(default_factory=lambda: NO_PARAMETERS)
     as_error: bool = False
     degraded: bool = False
     detail: str = ""

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
+from sidecar.core.decision import NO_PARAMETERS
+
 if TYPE_CHECKING:
     from sidecar.core.authz import Condition
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.limits import Limit, OnFailure
     from sidecar.core.selectors import PathParameters, Selector
-
-NO_PARAMETERS: Mapping[str, str] = {}
 
 PATH_SEGMENTS_MAX = 64
 """Deeper paths match no rule: bounds the walk."""
@@ -92,6 +92,7 @@ class Rule:
         challenge: The parts of `WWW-Authenticate: Bearer` after the scheme that never change (realm,
             resource_metadata: RFC 9728 section 5.1), already quoted.
         challenge_scope: The `scope` attribute's value for insufficient_scope, "" for none.
+        token_bytes_max: The longest token that any of the issuers accepts.
     """
 
     name: str
@@ -105,8 +106,11 @@ class Rule:
     forward_credential: bool = False
     challenge: str = ""
     challenge_scope: str = ""
+    token_bytes_max: int = field(init=False)
 
     def __post_init__(self) -> None:
+        longest = max((issuer.token_bytes_max for issuer in self.issuers.values()), default=0)
+        object.__setattr__(self, "token_bytes_max", longest)
         if self.anonymous == bool(self.issuers):
             raise ValueError(f"rule {self.name!r} must name issuers or be anonymous, not both or neither")
 

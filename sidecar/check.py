@@ -1,0 +1,147 @@
+"""The shell around the pipeline for ext_authz: one Check in, exactly one CheckResponse out.
+
+It fetches what the pipeline asks for and calls it again. Whatever goes wrong on the way, the answer is a denied
+CheckResponse: Envoy under `failure_mode_allow: true` lets a request pass on any gRPC error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from sidecar import pipeline
+from sidecar.core.audit import DecisionEvent
+from sidecar.core.decision import Decision, DenyReason
+from sidecar.envoy import ext_authz
+from sidecar.transport.service import Call, Refusal, UnaryMethod
+
+if TYPE_CHECKING:
+    from sidecar.core.context import RequestContext
+    from sidecar.core.limits import LimitStore, StoreFailure, Verdict
+    from sidecar.core.policy import Policy
+    from sidecar.core.token_cache import TokenCache
+    from sidecar.edges.jwks import JwksEngine
+
+CHECK = "/envoy.service.auth.v3.Authorization/Check"
+
+ANSWER_MARGIN_S = 0.005
+"""How long before a call's deadline everything it waits for must have ended, so that the answer still leaves."""
+
+OnEvent: TypeAlias = Callable[[DecisionEvent], None]
+OnBug: TypeAlias = Callable[[BaseException, str], None]
+
+
+class _Check:
+    """One Check under way: the policy it sees from beginning to end, and where its answer goes."""
+
+    __slots__ = ("call", "policy", "request", "started_ns")
+
+    def __init__(self, policy: Policy, request: RequestContext, call: Call, started_ns: int) -> None:
+        self.policy = policy
+        self.request = request
+        self.call = call
+        self.started_ns = started_ns
+
+
+class CheckService:
+    """Answers Checks.
+
+    Args:
+        policy: Returns the current policy; called once per Check.
+        cache: Verified tokens.
+        jwks: The issuers' keys.
+        store: Counts limits.
+        local: Counts limits in this process, where the policy says so while `store` cannot answer.
+        on_event: Told each decision after its answer was handed to the transport.
+        on_bug: Told of an exception that should not have been possible.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Callable[[], Policy],
+        cache: TokenCache,
+        jwks: JwksEngine,
+        store: LimitStore,
+        local: LimitStore,
+        on_event: OnEvent,
+        on_bug: OnBug,
+    ) -> None:
+        self._policy = policy
+        self._cache = cache
+        self._jwks = jwks
+        self._store = store
+        self._local = local
+        self._on_event = on_event
+        self._on_bug = on_bug
+
+    def method(self, answer_within_s: float) -> UnaryMethod:
+        """The method to serve, with the time within which every Check is answered."""
+        return UnaryMethod(handler=self.handle, refuse=self.refuse, answer_within_s=answer_within_s)
+
+    def handle(self, message: bytes, call: Call) -> bytes | None:
+        """Decide one CheckRequest; see `transport.service.UnaryHandler`."""
+        started_ns = time.time_ns()
+        policy = self._policy()
+        request = ext_authz.decode(message)
+        if isinstance(request, DenyReason):
+            decision = Decision(request, None, None, (), policy.generation)
+            self._emit(decision, None, started_ns)
+            return ext_authz.encode(decision, None)
+        check = _Check(policy, request, call, started_ns)
+        return self._advance(check, pipeline.begin(policy, request, self._cache, self._jwks, started_ns // 1000))
+
+    def refuse(self, refusal: Refusal) -> bytes:
+        """The denial for a call that the transport refuses."""
+        decision = Decision(ext_authz.refusal_reason(refusal), None, None, (), self._policy().generation)
+        self._emit(decision, None, time.time_ns())
+        return ext_authz.refusal(refusal)
+
+    def _advance(self, check: _Check, step: pipeline.Step) -> bytes | None:
+        """Answer, or ask the world for what the step needs and answer later."""
+        if isinstance(step, Decision):
+            answer = ext_authz.encode(step, check.request)
+            self._emit(step, check.request, check.started_ns)
+            return answer
+        deadline = check.call.deadline - ANSWER_MARGIN_S
+        if isinstance(step, pipeline.Charges):
+            store = self._local if step.local else self._store
+            store.charge(step.charges, deadline, partial(self._charged, check, step))
+        else:
+            self._jwks.ensure(step.issuer, step.kid, deadline, partial(self._fetched, check))
+        return None
+
+    def _continue(self, check: _Check, step: pipeline.Step) -> None:
+        answer = self._advance(check, step)
+        if answer is not None:
+            check.call.respond(answer)
+
+    def _charged(self, check: _Check, pending: pipeline.Charges, result: Verdict | StoreFailure) -> None:
+        """The store has answered."""
+        if check.call.cancelled:
+            return
+        try:
+            self._continue(check, pipeline.settle(pending, result))
+        except Exception as bug:  # noqa: BLE001 - whatever it is, it must not become an allow
+            self._fail(check, bug)
+
+    def _fetched(self, check: _Check) -> None:
+        """The issuer's keys were fetched, or could not be."""
+        if check.call.cancelled:
+            return
+        try:
+            now_us = time.time_ns() // 1000
+            step = pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=True)
+            self._continue(check, step)
+        except Exception as bug:  # noqa: BLE001 - as above
+            self._fail(check, bug)
+
+    def _fail(self, check: _Check, bug: Exception) -> None:
+        self._on_bug(bug, CHECK)
+        check.call.respond(self.refuse(Refusal.HANDLER_FAILED))
+
+    def _emit(self, decision: Decision, request: RequestContext | None, started_ns: int) -> None:
+        elapsed_us = (time.time_ns() - started_ns) // 1000
+        self._on_event(DecisionEvent(started_ns // 1000, elapsed_us, request, decision))
