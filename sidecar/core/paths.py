@@ -1,14 +1,14 @@
 """One spelling for each path and host: what can be read in two ways is refused, never repaired.
 
-The path that a rule is matched on and the path that the upstream serves come from the same bytes, but the upstream reads
-them with a parser of its own. Wherever parsers are known to differ (empty and dot segments, backslashes, path parameters,
-an encoded separator that some decode and some do not, a second round of decoding), two readings exist, and a rule for the
-one does not protect the other. Such a path is denied: CVE-2021-29492 (`%2F`, `%5C`), CVE-2021-31920 and
+The path that a rule is matched on and the path that the upstream serves come from the same bytes, but the upstream
+reads them with a parser of its own. Wherever parsers are known to differ (empty and dot segments, backslashes, path
+parameters, an encoded separator that some decode and some do not, a second round of decoding), two readings exist, and
+a rule for the one does not protect the other. Such a path is denied: CVE-2021-29492 (`%2F`, `%5C`), CVE-2021-31920 and
 CVE-2026-26205 (`//`), GHSA-xcx5-93pw-jw2w and CVE-2026-33494 (`/../`), CVE-2026-33186 (no leading `/`).
 
-What remains is RFC 3986 `path-absolute`, and `canonical` gives it one spelling: hexadecimal digits in upper case, and the
-characters that may stand raw (sub-delims, `:`, `@`) decoded, since clients differ on them (`/users/a%40b`, `/users/a@b`).
-Two accepted paths have the same canonical spelling exactly when they decode to the same bytes.
+What remains is RFC 3986 `path-absolute`, and `canonical` gives it one spelling: hexadecimal digits in upper case, and
+the characters that may stand raw (sub-delims, `:`, `@`) decoded, since clients differ on them (`/users/a%40b`,
+`/users/a@b`). Two accepted paths have the same canonical spelling exactly when they decode to the same bytes.
 """
 
 from __future__ import annotations
