@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from sidecar.core.context import RequestContext
 from sidecar.core.limits import US_PER_S
-from sidecar.core.principal import NO_STRINGS, Principal
+from sidecar.core.principal import Principal
 from sidecar.core.selectors import claim_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NO_RULE = "-"
 """Stands for "no rule matched" in records and metric labels; not a name that a policy can give to a rule."""
 
 _UNREADABLE: Final = RequestContext(request_id="", method="", host="", path="")
-_NOBODY: Final = Principal("", "", "", NO_STRINGS, NO_STRINGS, {}, 0)
+_NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {}, 0)
 _NO_CLAIMS: Final[Mapping[str, str | None]] = {}
 
 

@@ -1,0 +1,282 @@
+"""The admin listener: a small HTTP/1.1 server for probes, scrapes and operators. It must not be reachable by clients.
+
+It answers GET and HEAD on a few paths. Connections, header sizes and waiting times are bounded; a failure of ours is a
+500 without particulars, and an event in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import h11
+import msgspec
+
+from sidecar.edges.log import get_log
+from sidecar.transport.service import Address, TcpAddress, UnixAddress
+
+CONNECTIONS_MAX: Final = 64
+HEADER_BYTES_MAX: Final = 16 * 1024
+REQUEST_TIMEOUT_S: Final = 10.0
+"""For a whole request to arrive, and for its answer to be taken; also how long an idle connection is kept."""
+REQUESTS_PER_CONNECTION_MAX: Final = 1000
+READ_BYTES: Final = 16 * 1024
+
+JSON: Final = "application/json"
+
+_log = get_log("admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a route answers."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+
+
+Route: TypeAlias = Callable[[Mapping[str, str]], Awaitable[Answer]]
+"""Called with the request's headers, by lower-case name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Whether one part is ready to serve, and what an operator wants to know about it."""
+
+    ready: bool
+    detail: Mapping[str, Any]
+
+
+def json_answer(value: Any, status: int = 200) -> Answer:
+    """A JSON document; what JSON has no type for is shown as text."""
+    return Answer(status, msgspec.json.encode(value, enc_hook=str) + b"\n")
+
+
+def live_route() -> Route:
+    """`/livez`: the loop turns. Nothing else is looked at, since restarting would mend nothing else."""
+
+    async def live(_headers: Mapping[str, str]) -> Answer:
+        return json_answer({"live": True})
+
+    return live
+
+
+def ready_route(components: Callable[[], Mapping[str, Component]]) -> Route:
+    """`/readyz`: 200 when every component is ready, else 503; the body says which are, and why not."""
+
+    async def ready(_headers: Mapping[str, str]) -> Answer:
+        return ready_answer(components())
+
+    return ready
+
+
+def ready_answer(components: Mapping[str, Component]) -> Answer:
+    """The answer of `/readyz`. No component at all is not ready."""
+    is_ready = bool(components) and all(component.ready for component in components.values())
+    listed = {name: {"ready": component.ready, **component.detail} for name, component in components.items()}
+    return json_answer({"ready": is_ready, "components": listed}, 200 if is_ready else 503)
+
+
+def json_route(value: Callable[[], Any]) -> Route:
+    """A document made anew for each request, such as `/policy`."""
+
+    async def document(_headers: Mapping[str, str]) -> Answer:
+        return json_answer(value())
+
+    return document
+
+
+class AdminServer:
+    """Serves routes by exact path on one address, on the running loop."""
+
+    def __init__(
+        self,
+        routes: Mapping[str, Route],
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        self._routes = dict(routes)
+        self._connections_max = connections_max
+        self._timeout_s = timeout_s
+        self._server: asyncio.Server | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._unix_path: str | None = None
+
+    async def start(self, address: Address) -> Address:
+        """Bind and serve; returns the address with the real port.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
+        if isinstance(address, UnixAddress):
+            listener = private_unix_listener(address.path)
+            self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=READ_BYTES)
+            self._unix_path = address.path
+            return address
+        self._server = await asyncio.start_server(self._connected, address.host, address.port, limit=READ_BYTES)
+        return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening and drop every connection."""
+        if self._server is not None:
+            self._server.close()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
+            await self._server.wait_closed()
+        if self._unix_path is not None:
+            _remove(self._unix_path)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None or len(self._serving) >= self._connections_max:
+            writer.transport.abort()
+            return
+        self._serving.add(task)
+        try:
+            await _Connection(reader, writer, self._routes, self._timeout_s).serve()
+        except (OSError, TimeoutError, h11.LocalProtocolError, asyncio.CancelledError):
+            pass  # the peer is gone, too slow, or we are closing: there is nobody to tell
+        finally:
+            self._serving.discard(task)
+            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+
+
+class _Connection:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, routes: Mapping[str, Route], timeout_s: float
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._routes = routes
+        self._timeout_s = timeout_s
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
+
+    async def serve(self) -> None:
+        for _ in range(REQUESTS_PER_CONNECTION_MAX):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    request = await self._request()
+            except h11.RemoteProtocolError as error:
+                await self._refuse(error)
+                return
+            if request is None:
+                return
+            answer = await self._answer(request)
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(answer, head=request.method == b"HEAD")
+            if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                return
+            self._http.start_next_cycle()
+
+    async def _request(self) -> h11.Request | None:
+        """The next request, its body read over; None when the peer has no more."""
+        request: h11.Request | None = None
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._reader.read(READ_BYTES))
+            elif isinstance(event, h11.Request):
+                request = event
+                if event.method not in (b"GET", b"HEAD"):
+                    return request  # its body is not read: the connection closes after the answer
+            elif isinstance(event, h11.EndOfMessage):
+                return request
+            elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
+                return None
+            elif isinstance(event, h11.Data):
+                raise h11.RemoteProtocolError("a request here has no body", error_status_hint=413)
+
+    async def _answer(self, request: h11.Request) -> Answer:
+        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        route = self._routes.get(path)
+        if route is None:
+            return json_answer({"error": "not found", "paths": sorted(self._routes)}, 404)
+        if request.method not in (b"GET", b"HEAD"):
+            return json_answer({"error": "method not allowed", "methods": ["GET", "HEAD"]}, 405)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        try:
+            return await route(headers)
+        except Exception:  # noqa: BLE001 - a route's fault must not end in a traceback on the wire
+            _log.exception("admin_route_failed", path=path)
+            return json_answer({"error": "internal error"}, 500)
+
+    async def _refuse(self, error: h11.RemoteProtocolError) -> None:
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            status = error.error_status_hint or 400
+            await self._send(json_answer({"error": "malformed request"}, status), head=False, close=True)
+
+    async def _send(self, answer: Answer, *, head: bool, close: bool = False) -> None:
+        headers = [
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            ("Cache-Control", "no-store"),
+        ]
+        if answer.status == 405:
+            headers.append(("Allow", "GET, HEAD"))
+        if close or self._http.their_state is not h11.DONE:
+            headers.append(("Connection", "close"))
+        send = self._http.send
+        reason = _REASONS.get(answer.status, b"")
+        data = send(h11.Response(status_code=answer.status, headers=headers, reason=reason)) or b""
+        if not head:
+            data += send(h11.Data(data=answer.body)) or b""
+        data += send(h11.EndOfMessage()) or b""
+        self._writer.write(data)
+        await self._writer.drain()
+
+
+_REASONS: Final = {
+    200: b"OK",
+    400: b"Bad Request",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    503: b"Service Unavailable",
+}
+
+
+def private_unix_listener(path: str) -> socket.socket:
+    """A socket at a path, for this user only; a socket file that nobody listens on any more is replaced.
+
+    Raises:
+        OSError: Somebody listens there, or the path cannot be used.
+    """
+    _remove_stale_socket(path)
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        listener.bind(path)
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(umask)
+    return listener
+
+
+def _remove_stale_socket(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            raise FileExistsError(f"{path} exists and is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
+        probe.connect(path)
+        raise OSError(f"{path} is in use by another process")
+    _remove(path)
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""Metrics: counted in plain integers on the loop, collected as samples, merged over workers, rendered for Prometheus.
+
+Nothing on the hot path knows prometheus-client: each part keeps its own counters, a source reads them when a scrape
+comes, and only rendering uses the library. Samples of several processes can be merged because they are plain values.
+"""
+
+from __future__ import annotations
+
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+import sidecar
+from sidecar.core.audit import NO_RULE, DecisionEvent, outcome_label
+from sidecar.edges.metrics_table import DECISION_BOUNDS_US, METRICS, ROWS, Kind, Merge, bucket_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from prometheus_client.core import Metric
+
+US_PER_S: Final = 1_000_000
+
+
+class Buckets(msgspec.Struct, frozen=True):
+    """A histogram's observations per bucket (the last one unbounded) and their sum in microseconds."""
+
+    counts: tuple[int, ...]
+    sum_us: int
+
+
+class Sample(msgspec.Struct, frozen=True, array_like=True):
+    """One value of one metric of `METRICS`, its label values in the row's order."""
+
+    name: str
+    labels: tuple[str, ...]
+    value: float | Buckets
+
+
+Source: TypeAlias = Callable[[], Iterable[Sample]]
+"""Reads a part's counters, when a scrape comes."""
+
+
+class LatencyHistogram:
+    """Counts latencies into the buckets of `DECISION_BOUNDS_US`; 0.2 us an observation."""
+
+    __slots__ = ("_counts", "_sum_us")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(DECISION_BOUNDS_US) + 1)
+        self._sum_us = 0
+
+    def observe(self, latency_us: int) -> None:
+        """Count one."""
+        self._counts[bisect_left(DECISION_BOUNDS_US, latency_us)] += 1
+        self._sum_us += latency_us
+
+    def buckets(self) -> Buckets:
+        """The counts now."""
+        return Buckets(tuple(self._counts), self._sum_us)
+
+
+class DecisionMetrics:
+    """Counts decisions by rule and reason, and their latency.
+
+    The series are bounded: rules come from the policy, reasons from a closed set, and `keep_rules` forgets the rules
+    that a new policy no longer has.
+    """
+
+    def __init__(self) -> None:
+        self._allowed: dict[str, int] = {}
+        self._refused: dict[tuple[str, str, str], int] = {}
+        self._degraded: dict[str, int] = {}
+        self._latency = LatencyHistogram()
+
+    def observe(self, event: DecisionEvent) -> None:
+        """Count one decision."""
+        decision = event.decision
+        rule = NO_RULE if decision.rule is None else decision.rule.name
+        reason = decision.reason
+        if reason is None:
+            self._allowed[rule] = self._allowed.get(rule, 0) + 1
+        else:
+            key = (rule, outcome_label(decision), reason.value)
+            self._refused[key] = self._refused.get(key, 0) + 1
+        if decision.degraded:
+            self._degraded[rule] = self._degraded.get(rule, 0) + 1
+        self._latency.observe(event.latency_us)
+
+    def keep_rules(self, names: Collection[str]) -> None:
+        """Forget the series of every rule that is not named here."""
+        kept = {NO_RULE, *names}
+        self._allowed = {rule: count for rule, count in self._allowed.items() if rule in kept}
+        self._refused = {key: count for key, count in self._refused.items() if key[0] in kept}
+        self._degraded = {rule: count for rule, count in self._degraded.items() if rule in kept}
+
+    def samples(self) -> list[Sample]:
+        """The counts now."""
+        total = "sidecar_decisions_total"
+        samples = [Sample(total, (rule, "allowed", "allowed"), count) for rule, count in self._allowed.items()]
+        samples += [Sample(total, key, count) for key, count in self._refused.items()]
+        samples += [
+            Sample("sidecar_decisions_degraded_total", (rule,), count) for rule, count in self._degraded.items()
+        ]
+        samples.append(Sample("sidecar_decision_latency_seconds", (), self._latency.buckets()))
+        return samples
+
+
+class Metrics:
+    """All sources of one process."""
+
+    def __init__(self, engine: str) -> None:
+        self.decisions = DecisionMetrics()
+        self._process = ProcessCollector(registry=None)
+        self._build = Sample("sidecar_build_info", (sidecar.__version__, platform.python_version(), engine), 1)
+        self._sources: list[Source] = [self.decisions.samples, lambda: [self._build], self._process_samples]
+
+    def add(self, source: Source) -> None:
+        """Read this source too at every scrape."""
+        self._sources.append(source)
+
+    def samples(self) -> list[Sample]:
+        """Everything, now."""
+        return [sample for source in self._sources for sample in source()]
+
+    def _process_samples(self) -> list[Sample]:
+        return [
+            Sample(sample.name, (), sample.value)
+            for family in self._process.collect()
+            for sample in family.samples
+            if sample.name in ROWS
+        ]
+
+
+def encode_samples(samples: Sequence[Sample]) -> bytes:
+    """For another process."""
+    return msgspec.json.encode(samples)
+
+
+def decode_samples(data: bytes) -> list[Sample]:
+    """What `encode_samples` wrote.
+
+    Raises:
+        msgspec.DecodeError: It did not.
+    """
+    return msgspec.json.decode(data, type=list[Sample])
+
+
+def merged(by_worker: Sequence[tuple[str, Sequence[Sample]]]) -> list[Sample]:
+    """The samples of several processes as one, each metric as its row says; what has no row is left out."""
+    values: dict[tuple[str, tuple[str, ...]], float | Buckets] = {}
+    for worker, samples in by_worker:
+        for sample in samples:
+            row = ROWS.get(sample.name)
+            if row is None:
+                continue
+            labels = (*sample.labels, worker) if row.merge is Merge.PER_WORKER else sample.labels
+            key = (sample.name, labels)
+            held = values.get(key)
+            values[key] = sample.value if held is None else _combined(row.merge, held, sample.value)
+    return [Sample(name, labels, value) for (name, labels), value in values.items()]
+
+
+def render(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:
+    """The exposition of all metrics of `METRICS`, and its content type as negotiated by an Accept header."""
+    by_name: dict[str, list[Sample]] = {row.name: [] for row in METRICS}
+    for sample in samples:
+        by_name[sample.name].append(sample)
+    encode, content_type = choose_encoder(accept)
+    return encode(_Collected([_family(name, held) for name, held in by_name.items()])), content_type
+
+
+class _Collected:
+    """What prometheus-client takes for a registry."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _combined(merge: Merge, one: float | Buckets, other: float | Buckets) -> float | Buckets:
+    if isinstance(one, Buckets) and isinstance(other, Buckets):
+        return Buckets(tuple(a + b for a, b in zip(one.counts, other.counts, strict=True)), one.sum_us + other.sum_us)
+    if isinstance(one, Buckets) or isinstance(other, Buckets):
+        raise TypeError("a histogram cannot be merged with a number")
+    match merge:
+        case Merge.SUM:
+            return one + other
+        case Merge.MAX:
+            return max(one, other)
+        case Merge.MIN | Merge.PER_WORKER:
+            return min(one, other)
+
+
+def _family(name: str, samples: list[Sample]) -> Metric:
+    row = ROWS[name]
+    labels = row.labels
+    if samples and len(samples[0].labels) > len(labels):
+        labels = (*labels, "worker")
+    if row.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(name, row.help, labels=labels)
+        for sample in samples:
+            _add_buckets(histogram, sample)
+        return histogram
+    family: CounterMetricFamily | GaugeMetricFamily
+    if row.kind is Kind.COUNTER:
+        family = CounterMetricFamily(name.removesuffix("_total"), row.help, labels=labels)
+    else:
+        family = GaugeMetricFamily(name, row.help, labels=labels)
+    for sample in samples:
+        if isinstance(sample.value, Buckets):
+            raise TypeError(f"{name} is no histogram")
+        family.add_metric(sample.labels, sample.value)
+    return family
+
+
+def _add_buckets(family: HistogramMetricFamily, sample: Sample) -> None:
+    if not isinstance(sample.value, Buckets):
+        raise TypeError(f"{sample.name} is a histogram")
+    bounds = [repr(bound / US_PER_S) for bound in bucket_bounds(sample.name)] + ["+Inf"]
+    buckets = list(zip(bounds, accumulate(sample.value.counts), strict=True))
+    family.add_metric(sample.labels, buckets, sum_value=sample.value.sum_us / US_PER_S)

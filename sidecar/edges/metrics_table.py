@@ -1,0 +1,144 @@
+"""Every metric there is: one row each. docs/metrics.md is written from these rows, and a test compares the two.
+
+Labels are bounded: their values come from the policy (rules, issuers, limits) or from a closed set, never from a
+request.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+
+class Kind(enum.StrEnum):
+    """The Prometheus type."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Merge(enum.StrEnum):
+    """How the values of several workers become one; PER_WORKER keeps each, under a label `worker`."""
+
+    SUM = "sum"
+    MAX = "max"
+    MIN = "min"
+    PER_WORKER = "per worker"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric: what it is called, what it counts, and how workers' values are merged."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    help: str
+    merge: Merge = Merge.SUM
+
+
+DECISION_BOUNDS_US: Final = (25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000)
+"""Upper bounds of the latency buckets: from a decision without I/O to one that ran into the check's timeout."""
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+METRICS: Final[tuple[MetricRow, ...]] = (
+    MetricRow(
+        "sidecar_decisions_total",
+        _C,
+        ("rule", "decision", "reason"),
+        "Checks answered: rule (`-` where none matched), decision (allowed, denied, error), reason.",
+    ),
+    MetricRow(
+        "sidecar_decisions_degraded_total",
+        _C,
+        ("rule",),
+        "Checks whose limits Redis did not enforce, decided as the policy's on_redis_failure says (local, allow).",
+    ),
+    MetricRow("sidecar_decision_latency_seconds", _H, (), "From the arrival of a Check to its answer."),
+    MetricRow("sidecar_token_cache_hits_total", _C, (), "Tokens found verified in the cache."),
+    MetricRow("sidecar_token_cache_misses_total", _C, (), "Tokens that were not in the cache."),
+    MetricRow("sidecar_token_cache_evictions_total", _C, (), "Tokens pushed out of the cache by its limits."),
+    MetricRow("sidecar_token_cache_entries", _G, (), "Tokens in the cache."),
+    MetricRow("sidecar_token_cache_bytes", _G, (), "Estimated size of the cache."),
+    MetricRow(
+        "sidecar_jwks_age_seconds", _G, ("issuer",), "Time since an issuer's keys were last confirmed.", Merge.MAX
+    ),
+    MetricRow("sidecar_jwks_keys", _G, ("issuer",), "Usable keys held of an issuer.", Merge.MIN),
+    MetricRow("sidecar_jwks_fetches_total", _C, ("issuer", "result"), "Fetches of an issuer's keys by result."),
+    MetricRow("sidecar_redis_latency_seconds", _H, (), "From sending a limit decision to Redis to its reply."),
+    MetricRow("sidecar_redis_failures_total", _C, ("kind",), "Limit decisions that Redis did not make, by kind."),
+    MetricRow(
+        "sidecar_redis_breaker_state", _G, (), "Circuit breaker of Redis: 0 closed, 1 half open, 2 open.", Merge.MAX
+    ),
+    MetricRow(
+        "sidecar_local_limit_decisions_total",
+        _C,
+        (),
+        "Limit decisions made by the process itself while Redis was down.",
+    ),
+    MetricRow(
+        "sidecar_ratelimit_total",
+        _C,
+        ("domain", "limit", "outcome"),
+        "Descriptors answered by the rate limit service, by the limit that matched and what came of it.",
+    ),
+    MetricRow("sidecar_calls_in_flight", _G, (), "gRPC calls begun and not answered."),
+    MetricRow("sidecar_connections", _G, (), "Open gRPC connections."),
+    MetricRow("sidecar_calls_refused_total", _C, ("reason",), "gRPC calls refused by the transport, by reason."),
+    MetricRow("sidecar_policy_generation", _G, (), "Generation of the policy in use.", Merge.MIN),
+    MetricRow(
+        "sidecar_policy_reloads_total", _C, ("result",), "Attempts to load a new policy: accepted, refused.", Merge.MAX
+    ),
+    MetricRow(
+        "sidecar_policy_last_reload_successful", _G, (), "1 if the last attempt was accepted, else 0.", Merge.MIN
+    ),
+    MetricRow("sidecar_policy_last_success_timestamp_seconds", _G, (), "When a policy was last accepted.", Merge.MIN),
+    MetricRow("sidecar_audit_events_written_total", _C, (), "Audit events that reached their destination."),
+    MetricRow("sidecar_audit_events_dropped_total", _C, (), "Audit events lost: too slow or failing a destination."),
+    MetricRow("sidecar_log_lines_dropped_total", _C, (), "Log lines lost because nobody was reading stderr."),
+    MetricRow("sidecar_workers", _G, ("state",), "Worker processes by state, where there are several.", Merge.MAX),
+    MetricRow("sidecar_worker_restarts_total", _C, (), "Worker processes that ended unasked and were started again."),
+    MetricRow(
+        "sidecar_build_info", _G, ("version", "python", "engine"), "1; the labels say what is running.", Merge.MAX
+    ),
+    MetricRow("process_cpu_seconds_total", _C, (), "User and system CPU time.", Merge.PER_WORKER),
+    MetricRow("process_resident_memory_bytes", _G, (), "Resident memory.", Merge.PER_WORKER),
+    MetricRow("process_virtual_memory_bytes", _G, (), "Virtual memory.", Merge.PER_WORKER),
+    MetricRow("process_open_fds", _G, (), "Open file descriptors.", Merge.PER_WORKER),
+    MetricRow("process_max_fds", _G, (), "Most file descriptors that may be open.", Merge.PER_WORKER),
+    MetricRow("process_start_time_seconds", _G, (), "When the process started.", Merge.PER_WORKER),
+)
+
+ROWS: Final = {row.name: row for row in METRICS}
+
+
+def bucket_bounds(name: str) -> tuple[int, ...]:
+    """A histogram's upper bounds in microseconds, without the last, infinite one."""
+    if ROWS[name].kind is not Kind.HISTOGRAM:
+        raise ValueError(f"{name} is not a histogram")
+    return DECISION_BOUNDS_US
+
+
+def markdown() -> str:
+    """The page docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Served at `/metrics` of the admin listener, in the Prometheus text format or, where asked for, OpenMetrics.",
+        "With several workers one scrape shows all of them: the last column says how their values are merged. No label",
+        "takes its value from a request.",
+        "",
+        "| metric | type | labels | meaning | workers |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row.name}` | {row.kind} | {', '.join(f'`{label}`' for label in row.labels) or '-'} | {row.help} | "
+        f"{row.merge} |"
+        for row in METRICS
+    ]
+    bounds = ", ".join(f"{bound / 1000:g}" for bound in DECISION_BOUNDS_US)
+    lines += ["", f"Buckets of both histograms, in milliseconds: {bounds}.", ""]
+    return "\n".join(lines)
