@@ -63,7 +63,9 @@ class BlockWriter:
         self._queue: deque[_Block] = deque()
         self._queued_bytes = 0
         self._ready = threading.Condition()
+        self._writing_lines = 0
         self._closing = False
+        self._abandoned = False
         self._reopen = False
         self._torn = False
         self._fd = STDOUT if path is None else _open(path)
@@ -97,7 +99,8 @@ class BlockWriter:
             self._ready.notify()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join, timeout_s)
         with self._ready:
-            self.lines_failed += sum(block.lines for block in self._queue)
+            self._abandoned = True  # a write that hangs is not counted once more when it ends
+            self.lines_failed += self._writing_lines + sum(block.lines for block in self._queue)
             self._queue.clear()
             self._queued_bytes = 0
 
@@ -106,11 +109,11 @@ class BlockWriter:
             try:
                 self._write(block.data)
             except OSError as error:
-                self.lines_failed += block.lines
+                self._count(failed=block.lines)
                 if self._on_failure is not None:
                     self._on_failure(error)
             else:
-                self.lines_written += block.lines
+                self._count(written=block.lines)
         if self._path is not None:
             os.close(self._fd)
         if self._lock_fd is not None:
@@ -128,7 +131,15 @@ class BlockWriter:
                 blocks.append(self._queue.popleft())
                 size += len(blocks[-1].data)
             self._queued_bytes -= size
-        return _Block(b"".join(block.data for block in blocks), sum(block.lines for block in blocks))
+            self._writing_lines = sum(block.lines for block in blocks)
+        return _Block(b"".join(block.data for block in blocks), self._writing_lines)
+
+    def _count(self, *, written: int = 0, failed: int = 0) -> None:
+        with self._ready:
+            if not self._abandoned:
+                self.lines_written += written
+                self.lines_failed += failed
+            self._writing_lines = 0
 
     def _write(self, data: bytes) -> None:
         if self._path is not None:
