@@ -38,11 +38,12 @@ class Refusal(enum.Enum):
     """Why the transport refuses a call before, or instead of, its handler's answer; the value is the gRPC status."""
 
     MESSAGE_TOO_LARGE = "message_too_large", Status.RESOURCE_EXHAUSTED
+    METADATA_TOO_LARGE = "metadata_too_large", Status.RESOURCE_EXHAUSTED  # more or longer request headers than allowed
     MESSAGE_MALFORMED = "message_malformed", Status.INTERNAL  # wrong length prefix, two messages, none, truncated
     COMPRESSION_UNSUPPORTED = "compression_unsupported", Status.UNIMPLEMENTED
     TIMEOUT_MALFORMED = "timeout_malformed", Status.INVALID_ARGUMENT
     DEADLINE_EXCEEDED = "deadline_exceeded", Status.DEADLINE_EXCEEDED
-    OVERLOADED = "overloaded", Status.RESOURCE_EXHAUSTED  # too many calls in flight
+    OVERLOADED = "overloaded", Status.RESOURCE_EXHAUSTED  # too many calls in flight, or bytes of incomplete messages
     SHUTTING_DOWN = "shutting_down", Status.UNAVAILABLE
     HANDLER_FAILED = "handler_failed", Status.INTERNAL  # the handler raised: a bug, logged by the transport's on_error
 
@@ -138,6 +139,10 @@ Service: TypeAlias = Mapping[str, Method]
 class ServerLimits:
     """A limit on everything a peer can make the server hold; sizes in bytes, times in seconds.
 
+    `receive_buffer_bytes_max` is the sum over all incomplete request messages. A call whose headers exceed
+    `header_list_bytes_max` or `header_count_max` is refused alone; at `HEADER_HARD_FACTOR` times as much its connection
+    is closed. A peer that takes none of its answers' bytes for `write_stall_timeout_s` is disconnected.
+
     `max_connection_age_s` is applied with +-10 % jitter, so that clients do not reconnect in step; at that age the
     connection is drained with GOAWAY, and closed `max_connection_age_grace_s` later at the latest.
     """
@@ -146,6 +151,7 @@ class ServerLimits:
     concurrent_streams_max: int = 1024
     connections_max: int = 4096
     calls_in_flight_max: int = 16384
+    receive_buffer_bytes_max: int = 64 * 1024 * 1024
     header_list_bytes_max: int = 32 * 1024
     header_count_max: int = 128
     stream_send_queue_messages_max: int = 64

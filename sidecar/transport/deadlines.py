@@ -1,0 +1,81 @@
+"""Deadlines of many calls on few timers: calls share buckets of a few milliseconds, one loop timer serves them all.
+
+Adding and removing cost a set operation each; a bucket is opened up to one tick early, never late, so that the
+answer to an expired call still leaves before its deadline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+TICK_S = 0.002
+# Far deadlines share one bucket a second: they cannot be told apart by a caller who waits that long.
+_FAR_S = 5.0
+_FAR_TICKS = round(1.0 / TICK_S)
+
+
+class Expiring(Protocol):
+    """What can wait in a bucket; `bucket` is the wheel's to write and None outside of it."""
+
+    bucket: int | None
+
+    def expire(self) -> None:
+        """The deadline has come."""
+
+
+class DeadlineWheel:
+    """Buckets of things that expire, on the loop's clock (seconds)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._buckets: dict[int, set[Expiring]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_tick = 0
+
+    def add(self, deadline: float, item: Expiring) -> None:
+        """Call `item.expire()` at `deadline`, at most one tick earlier (one second, where that is over 5 s away)."""
+        tick = int(deadline / TICK_S)
+        if deadline - self._loop.time() > _FAR_S:
+            tick -= tick % _FAR_TICKS
+        item.bucket = tick
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            self._buckets[tick] = {item}
+            if self._timer is None or tick < self._timer_tick:
+                self._arm(tick)
+        else:
+            bucket.add(item)
+
+    def discard(self, item: Expiring) -> None:
+        """Forget an item; does nothing where it is not waiting."""
+        if item.bucket is not None:
+            bucket = self._buckets.get(item.bucket)
+            item.bucket = None
+            if bucket is not None:
+                bucket.discard(item)
+
+    def close(self) -> None:
+        """Forget everything and stop the timer."""
+        self._buckets.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, tick: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_tick = tick
+        self._timer = self._loop.call_at(tick * TICK_S, self._turn)
+
+    def _turn(self) -> None:
+        self._timer = None
+        now_tick = int(self._loop.time() / TICK_S)
+        for tick in sorted(tick for tick in self._buckets if tick <= now_tick):
+            for item in self._buckets.pop(tick):
+                item.bucket = None
+                item.expire()
+        if self._buckets and self._timer is None:
+            self._arm(min(self._buckets))

@@ -1,0 +1,202 @@
+"""The gRPC server over ngh2 (libnghttp2) and uvloop: the default engine, about 8 us of CPU for a constant answer.
+
+`Http2Server` owns the listeners and what all connections share: the limits' accounts, the deadline wheel, and the
+flush of answers that were given outside of a connection's turn. The rest is in http2_connection.py (one connection)
+and http2_calls.py (one call).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from sidecar.transport import http2_connection, listeners
+from sidecar.transport.deadlines import DeadlineWheel
+from sidecar.transport.http2_connection import Http2Connection
+from sidecar.transport.service import Refusal, ServerLimits, TcpAddress
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from sidecar.transport.service import Address, Method, Service, TlsFiles, UnixAddress
+
+BACKLOG = 1024
+TLS_SHUTDOWN_TIMEOUT_S = 5.0
+ABORT_WAIT_S = 1.0
+"""How long `drain` lets the last bytes of refused calls leave, once its grace is over."""
+
+
+class Http2Server:
+    """A gRPC server; implements `service.Server`.
+
+    Args:
+        service: Methods by full path.
+        addresses: Where to listen.
+        limits: See `ServerLimits`.
+        tls: Serve TLS (ALPN h2) on all TCP and Unix addresses; None: cleartext HTTP/2 with prior knowledge.
+        on_error: Told of each exception that a handler raised, and the method's path.
+        reuse_port: Set SO_REUSEPORT on TCP listeners, so that several worker processes share a port.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        addresses: Sequence[Address],
+        limits: ServerLimits | None = None,
+        *,
+        tls: TlsFiles | None = None,
+        on_error: Callable[[Exception, str], None],
+        reuse_port: bool = False,
+    ) -> None:
+        self.limits = limits if limits is not None else ServerLimits()
+        self.routes: dict[bytes, Method] = {path.encode("latin-1"): method for path, method in service.items()}
+        self.on_error = on_error
+        self.h2_configuration = http2_connection.configuration(self.limits)
+        self.h2_settings = http2_connection.settings(self.limits)
+        self.deadlines: DeadlineWheel
+        self._addresses = tuple(addresses)
+        self._tls = tls
+        self._reuse_port = reuse_port
+        self._loop: asyncio.AbstractEventLoop
+        self._servers: list[asyncio.AbstractServer] = []
+        self._sockets: list[tuple[UnixAddress, tuple[int, int] | None]] = []
+        self._connections: set[Http2Connection] = set()
+        self._calls_in_flight = 0
+        self._held_bytes = 0
+        self._draining = False
+        self._all_gone: asyncio.Event
+        self._to_flush: list[Http2Connection] = []
+
+    @property
+    def calls_in_flight(self) -> int:
+        """How many calls have begun and are not answered."""
+        return self._calls_in_flight
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    async def start(self) -> tuple[Address, ...]:
+        """Bind all addresses and serve; returns them with the real ports.
+
+        Raises:
+            OSError: An address cannot be bound, or a TLS file cannot be used; nothing is left listening.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._all_gone = asyncio.Event()
+        self.deadlines = DeadlineWheel(self._loop)
+        context = listeners.tls_context(self._tls) if self._tls is not None else None
+        bound: list[Address] = []
+        try:
+            for address in self._addresses:
+                bound.extend(await self._listen(address, context))
+        except OSError:
+            self._stop_listening()
+            raise
+        return tuple(bound)
+
+    async def _listen(self, address: Address, context: ssl.SSLContext | None) -> list[Address]:
+        handshake_s = self.limits.handshake_timeout_s if context is not None else None
+        shutdown_s = TLS_SHUTDOWN_TIMEOUT_S if context is not None else None
+        if not isinstance(address, TcpAddress):
+            server: asyncio.AbstractServer = await self._loop.create_unix_server(
+                self._accept,
+                sock=listeners.unix_listener(address),
+                backlog=BACKLOG,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s,
+                ssl_shutdown_timeout=shutdown_s,
+            )
+            self._servers.append(server)
+            self._sockets.append((address, listeners.socket_identity(address)))
+            return [address]
+        tcp = await self._loop.create_server(
+            self._accept,
+            address.host,
+            address.port,
+            backlog=BACKLOG,
+            reuse_port=self._reuse_port or None,
+            ssl=context,
+            ssl_handshake_timeout=handshake_s,
+            ssl_shutdown_timeout=shutdown_s,
+        )
+        self._servers.append(tcp)
+        return [TcpAddress(*listener.getsockname()[:2]) for listener in tcp.sockets]
+
+    def _accept(self) -> Http2Connection:
+        return Http2Connection(self, self._loop)
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        for address, identity in self._sockets:
+            listeners.remove_socket(address, identity)
+        self._servers.clear()
+        self._sockets.clear()
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop accepting, send GOAWAY, let calls in flight finish, then close; return after `grace_s` at the latest.
+
+        Streaming calls are ended with UNAVAILABLE at once: they have no natural end to wait for. Unary calls that are
+        still unanswered after `grace_s` are refused with SHUTTING_DOWN.
+        """
+        self._draining = True
+        self._stop_listening()
+        for connection in list(self._connections):
+            connection.drain(end_streams=True)
+        await self._wait_until_gone(grace_s)
+        for connection in list(self._connections):
+            connection.shut_down()
+        await self._wait_until_gone(ABORT_WAIT_S)
+        for connection in list(self._connections):
+            connection.abort()
+        await self._wait_until_gone(ABORT_WAIT_S)
+        self.deadlines.close()
+
+    async def _wait_until_gone(self, timeout_s: float) -> None:
+        if self._connections:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), timeout_s)
+
+    # What connections share.
+
+    def admit(self, connection: Http2Connection) -> bool:
+        """Count a new connection in; False when there are too many, or the server is going away."""
+        if self._draining or len(self._connections) >= self.limits.connections_max:
+            return False
+        self._connections.add(connection)
+        return True
+
+    def forget(self, connection: Http2Connection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if self._draining and not self._connections:
+            self._all_gone.set()
+
+    def begin_call(self) -> Refusal | None:
+        """Count a call in; the refusal, where there are too many (it is counted all the same, until it ends)."""
+        self._calls_in_flight += 1
+        return Refusal.OVERLOADED if self._calls_in_flight > self.limits.calls_in_flight_max else None
+
+    def end_call(self) -> None:
+        """Count a call out."""
+        self._calls_in_flight -= 1
+
+    def hold_bytes(self, more: int) -> bool:
+        """Account for bytes of incomplete messages; True when that is too many."""
+        self._held_bytes += more
+        return self._held_bytes > self.limits.receive_buffer_bytes_max
+
+    def flush_soon(self, connection: Http2Connection) -> None:
+        """Flush a connection at the end of this loop iteration, together with all others that have output."""
+        if not self._to_flush:
+            self._loop.call_soon(self._flush_all)
+        self._to_flush.append(connection)
+
+    def _flush_all(self) -> None:
+        connections, self._to_flush = self._to_flush, []
+        for connection in connections:
+            connection.flush()

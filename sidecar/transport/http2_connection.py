@@ -1,0 +1,617 @@
+"""One HTTP/2 connection: bytes from the transport into ngh2, its events to calls, its output back in one write a turn.
+
+**Turns.** What a peer sends is worked off in turns of bounded work (EVENTS_PER_TURN, BYTES_PER_TURN, cut into slices
+of SLICE_BYTES). What is left over waits, with reading paused, until the loop has served everyone else: a peer that
+floods one connection slows that connection only. All output of a turn leaves in one write; answers given outside of a
+turn (from a Redis reply, say) are gathered by the server and flushed once per loop iteration.
+
+**Peers that do not read.** ngh2 keeps what flow control holds back. Once the transport's own buffer is above its
+high-water mark, nothing more is taken out of ngh2 and nothing is read from the peer; where that, or a closed
+flow-control window, lasts for `write_stall_timeout_s`, the connection is aborted.
+
+**Errors.** A violation that ngh2 answers with GOAWAY ends in a ConnectionClosed event, after which the transport is
+closed; one on which it gives up (a resource limit) raises, and the GOAWAY is written here. A reset must not overtake
+headers that are still queued, so resets happen after output was taken (`reset_when_sent`).
+
+**Time.** One timer a connection, for whichever comes first: handshake, keepalive, age, drain, stall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import struct
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import ngh2
+from ngh2 import (
+    ConnectionClosed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    NGH2Error,
+    PingAcknowledged,
+    PingReceived,
+    PriorityUpdateReceived,
+    RequestReceived,
+    SettingsReceived,
+    StreamClosed,
+    TrailersReceived,
+    WindowUpdated,
+)
+
+from sidecar.transport import grpc_framing
+from sidecar.transport.http2_calls import ENHANCE_YOUR_CALM, NO_ERROR, StreamCall, UnaryCall
+from sidecar.transport.request_head import CONTENT_TYPE, Headers, RequestHead
+from sidecar.transport.service import Refusal, ServerLimits, Status, UnaryMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sidecar.transport.deadlines import Expiring
+    from sidecar.transport.http2 import Http2Server
+
+SLICE_BYTES = 8 * 1024
+EVENTS_PER_TURN = 256
+BYTES_PER_TURN = 128 * 1024
+OUTPUT_BYTES = 256 * 1024
+WRITE_HIGH_WATER_BYTES = 512 * 1024
+WRITE_LOW_WATER_BYTES = 128 * 1024
+
+STREAM_WINDOW_BYTES = 256 * 1024
+CONNECTION_WINDOW_BYTES = 1024 * 1024
+
+HEADER_HARD_FACTOR = 8
+"""How many times over the header limits a block may be before it costs the peer its connection."""
+
+RESETS_BURST, RESETS_PER_S = 1000, 200
+"""Streams that a peer may reset (rapid reset, CVE-2023-44487); gateways cancel what their own clients abandon."""
+
+CONTROL_FRAMES_BURST, CONTROL_FRAMES_PER_S = 2000, 200
+"""PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames: cheap to send, costly to answer."""
+
+DRAIN_NOTICE_S = 1.0
+"""How long the final GOAWAY waits for the answer to the PING behind the shutdown notice (RFC 9113 section 6.8)."""
+
+_KEEPALIVE_PING = b"keepaliv"
+_DRAIN_PING = b"draining"
+_GOAWAY = struct.Struct(">3sBBIII")
+
+_RESPONSE: Headers = ((b":status", b"200"), (b"content-type", CONTENT_TYPE))
+_TRAILERS_OK: Headers = ((b"grpc-status", b"0"),)
+_ACCEPT_ENCODING = (b"grpc-accept-encoding", grpc_framing.ACCEPTED_ENCODINGS)
+
+
+def _status_fields(status: Status, message: str) -> Headers:
+    fields = ((b"grpc-status", b"%d" % status),)
+    return (*fields, (b"grpc-message", grpc_framing.percent_encode(message))) if message else fields
+
+
+def configuration(limits: ServerLimits) -> ngh2.Configuration:
+    """What ngh2 enforces on a peer."""
+    return ngh2.Configuration(
+        stream_reset_rate_limit=(RESETS_BURST, RESETS_PER_S),
+        max_inbound_header_list_size=limits.header_list_bytes_max * HEADER_HARD_FACTOR,
+        max_inbound_header_count=limits.header_count_max * HEADER_HARD_FACTOR,
+    )
+
+
+def settings(limits: ServerLimits) -> dict[int, int]:
+    """What the peer is told."""
+    return {
+        ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.concurrent_streams_max,
+        ngh2.Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+        ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+    }
+
+
+class Http2Connection(asyncio.Protocol):
+    """The server's side of one connection."""
+
+    def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.limits = server.limits
+        self._server = server
+        self._loop = loop
+        self._h2 = ngh2.Connection(ngh2.Role.SERVER, server.h2_configuration)
+        self._transport: asyncio.Transport
+        self._calls: dict[int, UnaryCall | StreamCall] = {}
+        self._head: RequestHead | None = None
+        self._fresh: list[UnaryCall | StreamCall] = []
+        self._backlogged: set[StreamCall] = set()
+        self._resets: dict[int, int] = {}
+        self._unread = b""
+        self._in_turn = False
+        self._flush_due = False
+        self._writing_paused = False
+        self._reading_paused = False
+        self._closing = False
+        self._established = False
+        self._draining = False
+        self._goaway_sent = False
+        self._control_frames = 0.0
+        now = loop.time()
+        self._now = now
+        self._heard = now
+        self._control_since = now
+        self._ping_sent = math.inf
+        self._handshake_by = now + self.limits.handshake_timeout_s
+        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnects; nothing depends on it being secret
+        self._drain_at = now + self.limits.max_connection_age_s * jitter
+        self._goaway_at = math.inf
+        self._shut_down_at = math.inf
+        self._close_by = math.inf
+        self._stalled_since = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The transport's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the peer has connected (and finished its TLS handshake)."""
+        self._transport = cast("asyncio.Transport", transport)
+        tls = transport.get_extra_info("ssl_object")
+        if not self._server.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+            self._closing = True
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=WRITE_LOW_WATER_BYTES)
+        self._h2.initiate_connection(self._server.h2_settings)
+        self._h2.set_local_window_size(CONNECTION_WINDOW_BYTES)
+        self._flush()
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes from the peer."""
+        if self._unread:
+            self._unread += data
+        elif not self._closing:
+            self._unread = data
+            self._turn()
+
+    def eof_received(self) -> None:
+        """asyncio: the peer has closed its side; what it asked is cancelled."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        del exc
+        self._closing = True
+        self._unread = b""
+        if self._timer is not None:
+            self._timer.cancel()
+        for call in list(self._calls.values()):
+            call.closed()
+        self._calls.clear()
+        self._backlogged.clear()
+        self._server.forget(self)
+
+    def pause_writing(self) -> None:
+        """asyncio: the peer does not take what is sent; so nothing more is read from it."""
+        self._writing_paused = True
+        self._stalled_since = self._loop.time()
+        self._pace_reading()
+        self._arm()
+
+    def resume_writing(self) -> None:
+        """asyncio: the peer reads again."""
+        self._writing_paused = False
+        self._stalled_since = math.inf
+        self._flush()
+        if self._unread:
+            self._loop.call_soon(self._turn)
+        self._pace_reading()
+
+    # Turns.
+
+    def _turn(self) -> None:
+        if self._closing or self._writing_paused or not self._unread:
+            return
+        self._now = self._heard = self._loop.time()
+        view = memoryview(self._unread)
+        size = min(len(view), BYTES_PER_TURN)
+        at = events = 0
+        self._in_turn = True
+        try:
+            while at < size and events < EVENTS_PER_TURN and not self._closing:
+                self._h2.receive_data(view[at : at + SLICE_BYTES])
+                at += SLICE_BYTES
+                batch = self._h2.events()
+                events += len(batch)
+                self._handle(batch)
+        except NGH2Error:
+            self._give_up()
+            return
+        finally:
+            self._in_turn = False
+        self._unread = self._unread[at:] if at < len(view) else b""
+        self._flush()
+        if self._unread:
+            self._loop.call_soon(self._turn)
+        self._pace_reading()
+
+    def _pace_reading(self) -> None:
+        pause = bool(self._unread) or self._writing_paused
+        if pause != self._reading_paused and not self._closing:
+            self._reading_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _handle(self, events: Iterable[Event]) -> None:
+        calls = self._calls
+        for event in events:
+            if isinstance(event, DataReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.receive(event.data, event.end_stream)
+                if not event.data and not event.end_stream:
+                    self._count_control_frame(event)
+            elif isinstance(event, RequestReceived):
+                self._begin(event.stream_id, event.headers, event.end_stream)
+            elif isinstance(event, StreamClosed):
+                call = calls.pop(event.stream_id, None)
+                if call is not None:
+                    call.closed()
+            else:
+                other = self._OTHERS.get(type(event))
+                if other is not None:
+                    other(self, event)
+        if self._fresh:
+            self._watch_deadlines()
+
+    def _begin(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        head = self._head
+        if head is None or head.headers != headers:
+            head = self._head = RequestHead(headers, self._server.routes, self.limits)
+        method = head.method
+        if method is None or head.http_status:
+            self._reject(stream_id, head)
+            return
+        call: UnaryCall | StreamCall
+        if isinstance(method, UnaryMethod):
+            call = UnaryCall(self, stream_id, head, self._now, method)
+        else:
+            call = StreamCall(self, stream_id, head, self._now, method)
+        self._calls[stream_id] = call
+        refusal = self._server.begin_call() or head.refusal
+        if refusal is not None:
+            call.refuse(refusal)
+            return
+        if head.answer_within_s != math.inf:
+            self._fresh.append(call)
+        if isinstance(call, StreamCall):
+            call.open()
+        if ended:
+            call.receive(b"", True)
+
+    def _watch_deadlines(self) -> None:
+        """What the turn began and did not finish waits for its deadline."""
+        for call in self._fresh:
+            if not call.over and call.bucket is None:
+                if call.deadline > self._now:
+                    self._server.deadlines.add(call.deadline, call)
+                else:
+                    call.expire()
+        self._fresh.clear()
+
+    def _reject(self, stream_id: int, head: RequestHead) -> None:
+        """No gRPC request, or no method of ours."""
+        if head.http_status:
+            fields: Headers = ((b":status", b"%d" % head.http_status),)
+            if head.http_status == 405:
+                fields = (*fields, (b"allow", b"POST"))
+            self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
+        else:
+            self.send_status(stream_id, Status.UNIMPLEMENTED, f"unknown method {head.path}")
+
+    # Events that are neither requests nor data.
+
+    def _on_settings(self, event: Event) -> None:
+        if not self._established:
+            self._established = True
+            self._handshake_by = math.inf
+        self._count_control_frame(event)
+
+    def _on_trailers(self, event: TrailersReceived) -> None:
+        call = self._calls.get(event.stream_id)
+        if call is not None:
+            call.receive(b"", True)
+
+    def _on_ping_acknowledged(self, event: PingAcknowledged) -> None:
+        self._ping_sent = math.inf
+        if event.opaque_data == _DRAIN_PING and self._draining:
+            self._send_goaway()
+
+    def _on_window(self, _event: Event) -> None:
+        if not self._writing_paused:
+            self._stalled_since = math.inf
+
+    def _on_closed(self, _event: Event) -> None:
+        self._close()
+
+    def _count_control_frame(self, _event: Event) -> None:
+        self._control_frames += 1
+        if self._control_frames > CONTROL_FRAMES_BURST:
+            forgiven = (self._now - self._control_since) * CONTROL_FRAMES_PER_S
+            self._control_since = self._now
+            self._control_frames = max(0.0, self._control_frames - forgiven)
+            if self._control_frames > CONTROL_FRAMES_BURST:
+                raise ngh2.DenialOfServiceError("too many control frames")
+
+    _OTHERS: ClassVar[dict[type, Callable[..., None]]] = {
+        SettingsReceived: _on_settings,
+        TrailersReceived: _on_trailers,
+        PingAcknowledged: _on_ping_acknowledged,
+        PingReceived: _count_control_frame,
+        PriorityUpdateReceived: _count_control_frame,
+        GoAwayReceived: _count_control_frame,
+        WindowUpdated: _on_window,
+        ConnectionClosed: _on_closed,
+    }
+
+    # What calls ask for.
+
+    def call_over(self, call: Expiring) -> None:
+        """A call has ended; called once per call."""
+        self._server.end_call()
+        if call.bucket is not None:
+            self._server.deadlines.discard(call)
+
+    def hold_bytes(self, more: int) -> bool:
+        """Account for bytes of incomplete messages; True when the server holds too many."""
+        return self._server.hold_bytes(more)
+
+    def report(self, fault: Exception, method: str) -> None:
+        """A handler raised."""
+        self._server.on_error(fault, method)
+
+    def send_message(self, stream_id: int, message: bytes) -> None:
+        """The whole answer of a unary call."""
+        h2 = self._h2
+        if self._closing:
+            return
+        try:
+            h2.send_response(stream_id, _RESPONSE)
+            h2.send_data(stream_id, grpc_framing.frame(message))
+            h2.send_trailers(stream_id, _TRAILERS_OK)
+        except NGH2Error:
+            return  # the stream was reset, or the connection ended, behind this event
+        if not self._in_turn:
+            self._flush_soon()
+
+    def send_status(self, stream_id: int, status: Status, message: str) -> None:
+        """A trailers-only answer."""
+        fields = (*_RESPONSE, *_status_fields(status, message))
+        self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
+
+    def send_refusal(self, stream_id: int, refusal: Refusal) -> None:
+        """A trailers-only answer that says why the transport refused."""
+        fields = (*_RESPONSE, *_status_fields(refusal.status, refusal.label))
+        if refusal is Refusal.COMPRESSION_UNSUPPORTED:
+            fields = (*fields, _ACCEPT_ENCODING)
+        self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
+
+    def send_stream_headers(self, stream_id: int) -> None:
+        """Begin a streaming answer."""
+        self._submit(stream_id, lambda h2: h2.send_response(stream_id, _RESPONSE))
+
+    def send_stream_data(self, stream_id: int, framed: bytes) -> None:
+        """One framed message of a streaming answer."""
+        self._submit(stream_id, lambda h2: h2.send_data(stream_id, framed))
+
+    def send_stream_trailers(self, stream_id: int, status: Status, message: str) -> None:
+        """End a streaming answer."""
+        self._submit(stream_id, lambda h2: h2.send_trailers(stream_id, _status_fields(status, message)))
+
+    def stream_output(self, call: StreamCall) -> None:
+        """A stream has something queued."""
+        self._backlogged.add(call)
+        if not self._in_turn:
+            self._flush_soon()
+
+    def taken(self, stream_id: int) -> bool:
+        """Whether HTTP/2 has taken all that the stream gave it."""
+        return self._h2.queued_body_size(stream_id) == 0
+
+    def reset_when_sent(self, stream_id: int, error_code: int) -> None:
+        """Reset a stream once all that is queued on it has been taken."""
+        self._resets[stream_id] = error_code
+        if not self._in_turn:
+            self._flush_soon()
+
+    def reset(self, stream_id: int, error_code: int) -> None:
+        """Reset a stream now; what is queued on it is lost."""
+        self._submit(stream_id, lambda h2: h2.reset_stream(stream_id, error_code))
+
+    def _submit(self, stream_id: int, action: Callable[[ngh2.Connection], None]) -> None:
+        if self._closing:
+            return
+        try:
+            action(self._h2)
+        except NGH2Error:
+            self._resets.pop(stream_id, None)  # the stream is gone; its StreamClosed tells the call
+        if not self._in_turn:
+            self._flush_soon()
+
+    # Output.
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._server.flush_soon(self)
+
+    def flush(self) -> None:
+        """The server's: send what was answered outside of a turn."""
+        self._flush_due = False
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write all that ngh2 may send now; then let streams refill it, until neither has anything to say."""
+        h2 = self._h2
+        try:
+            while not self._writing_paused and not self._closing:
+                output = h2.data_to_send(OUTPUT_BYTES)
+                if output:
+                    self._transport.write(output)
+                events = h2.events()
+                if events:
+                    self._handle(events)
+                if len(output) < OUTPUT_BYTES and not self._refill():
+                    break
+        except NGH2Error:
+            self._give_up()
+            return
+        if not self._writing_paused and not self._closing:
+            self._watch_stall()
+
+    def _watch_stall(self) -> None:
+        """Note since when the peer's flow-control windows hold back what is queued."""
+        if not self._h2.queued_body_size():
+            self._stalled_since = math.inf
+        elif self._stalled_since == math.inf:
+            self._stalled_since = self._loop.time()
+            self._arm()
+
+    def _refill(self) -> bool:
+        """After all output was taken: due resets, and the next message of each stream that waits."""
+        more = False
+        if self._resets:
+            for stream_id in [stream for stream in self._resets if self.taken(stream)]:
+                error_code = self._resets.pop(stream_id)
+                if stream_id in self._calls:
+                    self.reset(stream_id, error_code)
+                    more = True
+        if self._backlogged:
+            for call in list(self._backlogged):
+                if self.taken(call.stream_id):
+                    more = True
+                    if not call.pump():
+                        self._backlogged.discard(call)
+        return more
+
+    # Ending.
+
+    def drain(self, *, end_streams: bool) -> None:
+        """Announce the end with GOAWAY; calls in flight finish, streams end if told to, then the connection closes."""
+        if self._closing:
+            return
+        if not self._established:
+            self._close()
+            return
+        if not self._draining:
+            self._draining = True
+            self._drain_at = math.inf
+            self._goaway_at = self._loop.time() + DRAIN_NOTICE_S
+            try:
+                self._h2.send_shutdown_notice()
+                self._h2.ping(_DRAIN_PING)
+            except NGH2Error:
+                self._close()
+                return
+        if end_streams:
+            for call in list(self._calls.values()):
+                if isinstance(call, StreamCall):
+                    call.shut_down()
+        self._flush()
+        self._arm()
+
+    def shut_down(self) -> None:
+        """End now: every call still in flight is refused, then the connection is closed."""
+        if self._closing:
+            return
+        for call in list(self._calls.values()):
+            call.shut_down()
+        self._flush()
+        if not self._closing:
+            self._terminate(NO_ERROR)
+
+    def abort(self) -> None:
+        """Drop the connection without a word."""
+        self._closing = True
+        self._transport.abort()
+
+    def _send_goaway(self) -> None:
+        """The final GOAWAY of a drain: later streams are refused; the connection closes with its last call."""
+        self._goaway_at = math.inf
+        if self._goaway_sent or self._closing:
+            return
+        self._goaway_sent = True
+        try:
+            self._h2.send_goaway()
+        except NGH2Error:
+            self._close()
+            return
+        for stream_id, call in self._calls.items():
+            if call.over:
+                self._resets.setdefault(stream_id, NO_ERROR)
+        if not self._in_turn:
+            self._flush()
+
+    def _terminate(self, error_code: int) -> None:
+        try:
+            self._h2.terminate_connection(error_code)
+            self._flush()
+        except NGH2Error:
+            pass
+        self._close()
+
+    def _give_up(self) -> None:
+        """ngh2 refused to go on: it has no state left to say so, hence this GOAWAY by hand (RFC 9113 section 6.8)."""
+        if self._closing:
+            return
+        if self._established:
+            self._transport.write(_GOAWAY.pack(b"\0\0\x08", 7, 0, 0, 0x7FFFFFFF, ENHANCE_YOUR_CALM))
+        self._close()
+
+    def _close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        self._unread = b""
+        self._close_by = self._loop.time() + self.limits.write_stall_timeout_s
+        self._transport.close()
+        self._arm()
+
+    # Time.
+
+    def _arm(self) -> None:
+        """Make sure that the timer fires no later than whatever comes first; it may fire early and look again."""
+        due = min(self._close_by, self._stalled_by())
+        if not self._closing:
+            due = min(due, self._handshake_by, self._answer_by(), self._drain_at, self._goaway_at, self._shut_down_at)
+            if self._ping_sent == math.inf:
+                due = min(due, self._heard + self.limits.keepalive_idle_s)
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due, self._check_time)
+
+    def _stalled_by(self) -> float:
+        return self._stalled_since + self.limits.write_stall_timeout_s
+
+    def _answer_by(self) -> float:
+        return self._ping_sent + self.limits.keepalive_timeout_s
+
+    def _check_time(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        if now >= min(self._close_by, self._stalled_by(), self._handshake_by, self._answer_by()):
+            self.abort()
+            return
+        if not self._closing:
+            self._keep_appointments(now)
+        self._arm()
+
+    def _keep_appointments(self, now: float) -> None:
+        if now >= self._shut_down_at:
+            self.shut_down()
+            return
+        if now >= self._goaway_at:
+            self._send_goaway()
+        if now >= self._drain_at:
+            self._shut_down_at = now + self.limits.max_connection_age_grace_s
+            self.drain(end_streams=False)
+        if self._ping_sent == math.inf and now >= self._heard + self.limits.keepalive_idle_s and not self._closing:
+            self._ping_sent = now
+            self._submit(0, lambda h2: h2.ping(_KEEPALIVE_PING))
