@@ -34,6 +34,7 @@ class Listener:
         hardened: Normalise paths, refuse encoded slashes and underscores in header names, as an edge should. Off, all
             of it reaches Sidecar, which must cope alone.
         body_bytes_max: Send bodies up to this size along with the Check; 0: no bodies.
+        body_as_bytes: As the bytes they are, rather than as text that they may not be.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Listener:
     hardened: bool = True
     encode_raw_headers: bool = False
     body_bytes_max: int = 0
+    body_as_bytes: bool = True
     access_log: Path | None = None
 
 
@@ -140,7 +142,10 @@ def _ext_authz(listener: Listener) -> dict[str, Any]:
         "encode_raw_headers": listener.encode_raw_headers,
     }
     if listener.body_bytes_max:
-        config["with_request_body"] = {"max_request_bytes": listener.body_bytes_max, "pack_as_bytes": True}
+        config["with_request_body"] = {
+            "max_request_bytes": listener.body_bytes_max,
+            "pack_as_bytes": listener.body_as_bytes,
+        }
     return config
 
 
