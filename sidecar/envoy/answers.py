@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
+from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.decision import REASONS, Decision, DenyReason
+from sidecar.core.context import RequestContext
+from sidecar.core.decision import NO_PARAMETERS, REASONS, Decision, DenyReason
+from sidecar.core.selectors import ClaimSelector
 from sidecar.envoy import fields, wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sidecar.core.context import RequestContext
     from sidecar.core.limits import Limit, LimitOutcome
     from sidecar.core.principal import Principal
     from sidecar.core.rules import Rule
+    from sidecar.core.selectors import Selector
 
 PROBLEM_BYTES_MAX = 1024
 """A denial's body: Envoy may be told to truncate bodies, and a truncated one is no JSON."""
+
+PRINCIPALS_MAX = 1024
+"""How many pairs of a rule and a principal have their part of an answer kept; about 1 KiB each and the principal."""
 
 _OK_STATUS = b"\x0a\x00"  # CheckResponse.status, present, with code 0
 _STATUS, _DENIED, _OK, _METADATA, _ERROR = 0x0A, 0x12, 0x1A, 0x22, 0x2A  # fields of CheckResponse
@@ -84,6 +91,30 @@ class _LimitParts:
         self.metadata = _limit_metadata(limit.name)
 
 
+class _LimitsParts:
+    """Limits that are charged together, in answers."""
+
+    __slots__ = ("limits", "metadata_head", "policy_added", "policy_set")
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        self.limits = tuple(_LimitParts(limit) for limit in limits)
+        policy = ", ".join(limit.policy for limit in self.limits).encode("ascii")
+        self.policy_added = wire.header_option(_ADD_TO_RESPONSE, _RATELIMIT_POLICY, policy)
+        self.policy_set = wire.header_option(_SET, _RATELIMIT_POLICY, policy)
+        elements = b"".join(limit.metadata(0, 0, False) for limit in self.limits)
+        self.metadata_head = wire.struct_list(_LIMITS, elements).removesuffix(elements)
+
+    def fit(self, outcomes: Sequence[LimitOutcome]) -> bool:
+        """Whether the outcomes are of these limits, in their order."""
+        limits = self.limits
+        if len(outcomes) != len(limits):
+            return False
+        for limit, outcome in zip(limits, outcomes, strict=True):  # noqa: SIM110 - all() over a generator: +0.4 us
+            if limit.limit is not outcome.limit:
+                return False
+        return True
+
+
 def _limit_metadata(name: str) -> Callable[[int, int, bool], bytes]:
     """A writer of the limit's metadata: all but two doubles and a boolean is known, also the length."""
     remaining, reset, allowed = (
@@ -109,9 +140,9 @@ def _limit_metadata(name: str) -> Callable[[int, int, bool], bytes]:
 
 
 class _RuleParts:
-    """A rule in answers."""
+    """A rule in answers. Header values that only the principal decides are kept apart from those of the request."""
 
-    __slots__ = ("anonymous", "challenges", "limits", "metadata", "policy", "removals", "upstream")
+    __slots__ = ("anonymous", "challenges", "limits", "metadata", "of_principal", "of_request", "removals")
 
     def __init__(self, rule: Rule, generation: int) -> None:
         names = {name for name, _ in rule.upstream_headers}
@@ -120,15 +151,21 @@ class _RuleParts:
             remove.append("authorization")
         self.anonymous = rule.anonymous
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
-        self.upstream = tuple(
-            (selector.select, wire.header_name(name), _removal(name)) for name, selector in rule.upstream_headers
-        )
-        self.limits = tuple(_LimitParts(binding.limit) for binding in rule.limits)
-        self.policy = ", ".join(limit.policy for limit in self.limits).encode("ascii")
-        self.metadata = wire.struct_string(_RULE, rule.name.encode("utf-8", "replace")) + wire.struct_number(
-            _GENERATION, generation
-        )
+        upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
+        self.of_principal = tuple(header for header in upstream if isinstance(header.selector, ClaimSelector))
+        self.of_request = tuple(header for header in upstream if not isinstance(header.selector, ClaimSelector))
+        self.limits = _LimitsParts([binding.limit for binding in rule.limits])
+        name = wire.struct_string(_RULE, rule.name.encode("utf-8", "replace"))
+        self.metadata = name + wire.struct_number(_GENERATION, generation)
         self.challenges: dict[DenyReason, bytes] = {}
+
+
+class _UpstreamHeader(NamedTuple):
+    """A header for the upstream, and what takes it off the request where there is no value for it."""
+
+    name: bytes
+    removal: bytes
+    selector: Selector
 
 
 def _removal(name: str) -> bytes:
@@ -136,18 +173,37 @@ def _removal(name: str) -> bytes:
 
 
 def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> bytes:
-    principal, parameters = decision.principal, decision.parameters
-    ok = parts.removals
-    for select, name, removal in parts.upstream:
-        text = select(request, principal, parameters)
-        value = fields.upstream_value(text) if text is not None else None
-        ok += removal if value is None else wire.header_option(_SET, name, value)
-    metadata = parts.metadata if principal is None else _principal_metadata(principal) + parts.metadata
+    principal = decision.principal
+    ok, metadata = _of_principal(parts, principal)
+    for header in parts.of_request:
+        ok += _upstream_option(header, header.selector.select(request, principal, decision.parameters))
     if decision.limits:
-        headers, limits = _limits(_ADD_TO_RESPONSE, decision.limits, parts)
-        ok += headers
-        metadata += limits
+        limits = _limits_parts(parts, decision.limits)
+        state, limits_metadata = _limits(limits, decision.limits)
+        ok += limits.policy_added + wire.header_option(_ADD_TO_RESPONSE, _RATELIMIT, state)
+        metadata += limits_metadata
     return _OK_STATUS + wire.delimited(_OK, ok) + wire.delimited(_METADATA, metadata)
+
+
+@lru_cache(maxsize=PRINCIPALS_MAX)
+def _of_principal(parts: _RuleParts, principal: Principal | None) -> tuple[bytes, bytes]:
+    """What a rule and a principal alone decide of an allowed answer: OkHttpResponse's and the metadata's fields.
+
+    Kept for callers that come again: 0.1 us instead of 4.
+    """
+    ok = parts.removals
+    metadata = parts.metadata if principal is None else _principal_metadata(principal) + parts.metadata
+    for header in parts.of_principal:
+        ok += _upstream_option(header, header.selector.select(_NO_REQUEST, principal, NO_PARAMETERS))
+    return ok, metadata
+
+
+_NO_REQUEST = RequestContext(request_id="", method="", host="", path="")
+
+
+def _upstream_option(header: _UpstreamHeader, text: str | None) -> bytes:
+    value = fields.upstream_value(text) if text is not None else None
+    return header.removal if value is None else wire.header_option(_SET, header.name, value)
 
 
 def _principal_metadata(principal: Principal) -> bytes:
@@ -166,65 +222,81 @@ def _principal_metadata(principal: Principal) -> bytes:
     return encoded
 
 
-def _limits(tag: int, outcomes: Sequence[LimitOutcome], parts: _RuleParts | None) -> tuple[bytes, bytes]:
-    """The RateLimit header options and the metadata of all limits that were charged."""
-    known = parts.limits if parts is not None else ()
-    if len(known) == len(outcomes) and all(map(_is_for, known, outcomes)):
-        policy = parts.policy if parts is not None else b""
-    else:  # in this process alone, only some of the rule's limits are charged
-        known = tuple(_LimitParts(outcome.limit) for outcome in outcomes)
-        policy = ", ".join(limit.policy for limit in known).encode("ascii")
-    states = []
-    elements = b""
-    for limit, outcome in zip(known, outcomes, strict=True):
-        reset_seconds = fields.reset_seconds(outcome)
-        states.append(f"{limit.name};r={outcome.remaining};t={reset_seconds}")
-        elements += limit.metadata(outcome.remaining, reset_seconds, outcome.allowed)
-    state = ", ".join(states).encode("ascii")
-    headers = wire.header_option(tag, _RATELIMIT_POLICY, policy) + wire.header_option(tag, _RATELIMIT, state)
-    return headers, wire.struct_list(_LIMITS, elements)
+def _limits_parts(parts: _RuleParts | None, outcomes: Sequence[LimitOutcome]) -> _LimitsParts:
+    if parts is not None and parts.limits.fit(outcomes):
+        return parts.limits
+    return _LimitsParts([outcome.limit for outcome in outcomes])  # in this process alone, some of them are charged
 
 
-def _is_for(parts: _LimitParts, outcome: LimitOutcome) -> bool:
-    return parts.limit is outcome.limit
+def _limits(parts: _LimitsParts, outcomes: Sequence[LimitOutcome]) -> tuple[bytes, bytes]:
+    """The value of `RateLimit`, and the metadata of the limits that were charged."""
+    state = ""
+    metadata = parts.metadata_head
+    for limit, outcome in zip(parts.limits, outcomes, strict=True):
+        remaining, reset = outcome.remaining, fields.reset_seconds(outcome)
+        item = f"{limit.name};r={remaining};t={reset}"
+        state = f"{state}, {item}" if state else item
+        metadata += limit.metadata(remaining, reset, outcome.allowed)
+    return state.encode("ascii"), metadata
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Denials
 
 
-def _denied(reason: DenyReason, decision: Decision, request: RequestContext | None, parts: _RuleParts | None) -> bytes:
+class _DenialParts:
+    """A reason in answers: as a denial, or as an error (`error_response`, always 503)."""
+
+    __slots__ = ("field", "http", "metadata", "plain_body", "problem", "status")
+
+    def __init__(self, reason: DenyReason, *, as_error: bool) -> None:
+        row = REASONS[reason]
+        http_status = 503 if as_error else row.http_status
+        self.field = _ERROR if as_error else _DENIED
+        self.status = wire.delimited(_STATUS, b"\x08" + wire.varint(row.grpc_status))
+        self.http = wire.delimited(_HTTP_STATUS, b"\x08" + wire.varint(http_status)) + _NO_STORE
+        self.metadata = wire.struct_string(_REASON, reason.value.encode("ascii"))
+        self.plain_body = wire.delimited(_BODY, row.detail.encode("ascii"))
+        self.problem = _problem_head(reason, http_status)
+
+
+def _problem_head(reason: DenyReason, http_status: int) -> bytes:
     row = REASONS[reason]
-    principal, outcomes = decision.principal, decision.limits
-    is_grpc = request is not None and _is_grpc(request)
-    http = _http_status(503 if decision.as_error else row.http_status) + _NO_STORE
-    metadata = wire.struct_string(_REASON, reason.value.encode("ascii"))
+    kind = f"urn:sidecar:problem:{reason.value}"
+    if reason is DenyReason.LIMIT_EXCEEDED:
+        kind = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+    problem = {"type": kind, "title": row.title, "status": http_status, "detail": row.detail}
+    return json.dumps(problem, separators=(",", ":")).encode("ascii").removesuffix(b"}")
+
+
+_DENIALS = {reason: _DenialParts(reason, as_error=False) for reason in REASONS}
+_ERRORS = {reason: _DenialParts(reason, as_error=True) for reason in REASONS}
+
+
+def _denied(reason: DenyReason, decision: Decision, request: RequestContext | None, parts: _RuleParts | None) -> bytes:
+    denial = (_ERRORS if decision.as_error else _DENIALS)[reason]
+    outcomes = decision.limits
+    http = denial.http + _challenge(reason, decision.rule, parts)
+    metadata = denial.metadata
     if parts is not None:
-        metadata += parts.metadata
-    if principal is not None:
-        metadata += _principal_metadata(principal)
-    http += _challenge(reason, decision.rule, parts)
+        metadata += parts.metadata if decision.principal is None else _of_principal(parts, decision.principal)[1]
     if outcomes:
-        headers, limits = _limits(_SET, outcomes, parts)
-        http += headers
-        metadata += limits
-        if reason is DenyReason.LIMIT_EXCEEDED:
-            wait = fields.retry_after(outcomes)
-            http += b"" if wait is None else wire.header_option(_SET, _RETRY_AFTER, str(wait).encode("ascii"))
-    if is_grpc:
-        http += wire.delimited(_BODY, row.detail.encode("ascii"))
-    elif request is not None and request.method == "HEAD":
+        limits = _limits_parts(parts, outcomes)
+        state, limits_metadata = _limits(limits, outcomes)
+        http += limits.policy_set + wire.header_option(_SET, _RATELIMIT, state)
+        metadata += limits_metadata
+        wait = fields.retry_after(outcomes) if reason is DenyReason.LIMIT_EXCEEDED else None
+        if wait is not None:
+            http += wire.header_option(_SET, _RETRY_AFTER, str(wait).encode("ascii"))
+    if request is None:
+        http += _PROBLEM + wire.delimited(_BODY, _problem(denial, reason, outcomes, ""))
+    elif _is_grpc(request):
+        http += denial.plain_body
+    elif request.method == "HEAD":
         http += _PROBLEM
     else:
-        request_id = "" if request is None else request.request_id
-        http += _PROBLEM + wire.delimited(_BODY, _problem(reason, decision.as_error, outcomes, request_id))
-    status = wire.delimited(_STATUS, b"\x08" + wire.varint(row.grpc_status))
-    field = _ERROR if decision.as_error else _DENIED
-    return status + wire.delimited(field, http) + wire.delimited(_METADATA, metadata)
-
-
-def _http_status(code: int) -> bytes:
-    return wire.delimited(_HTTP_STATUS, b"\x08" + wire.varint(code))
+        http += _PROBLEM + wire.delimited(_BODY, _problem(denial, reason, outcomes, request.request_id))
+    return denial.status + wire.delimited(denial.field, http) + wire.delimited(_METADATA, metadata)
 
 
 def _is_grpc(request: RequestContext) -> bool:
@@ -242,29 +314,16 @@ def _challenge(reason: DenyReason, rule: Rule | None, parts: _RuleParts | None) 
     return option
 
 
-def _problem_head(reason: DenyReason, status: int) -> bytes:
-    row = REASONS[reason]
-    kind = (
-        "https://iana.org/assignments/http-problem-types#quota-exceeded"
-        if reason is DenyReason.LIMIT_EXCEEDED
-        else f"urn:sidecar:problem:{reason.value}"
-    )
-    problem = {"type": kind, "title": row.title, "status": status, "detail": row.detail}
-    return json.dumps(problem, separators=(",", ":")).encode("ascii")[:-1]
-
-
-_PROBLEM_HEADS = {reason: _problem_head(reason, row.http_status) for reason, row in REASONS.items()}
-_ERROR_HEADS = {reason: _problem_head(reason, 503) for reason in REASONS}
-
-
-def _problem(reason: DenyReason, as_error: bool, outcomes: Sequence[LimitOutcome], request_id: str) -> bytes:
+def _problem(denial: _DenialParts, reason: DenyReason, outcomes: Sequence[LimitOutcome], request_id: str) -> bytes:
     """Problem details (RFC 9457); `violated-policies` as draft-ietf-httpapi-ratelimit-headers names them."""
-    body = (_ERROR_HEADS if as_error else _PROBLEM_HEADS)[reason]
-    members: dict[str, str | list[str]] = {"request_id": request_id} if request_id else {}
+    body = denial.problem
+    members = []
+    if request_id:
+        members.append(f',"request_id":{encode_basestring_ascii(request_id)}')
     if reason is DenyReason.LIMIT_EXCEEDED:
-        members["violated-policies"] = [outcome.limit.name for outcome in outcomes if not outcome.allowed]
-    for name, value in members.items():
-        member = f',"{name}":{json.dumps(value)}'.encode("ascii")
+        violated = [encode_basestring_ascii(outcome.limit.name) for outcome in outcomes if not outcome.allowed]
+        members.append(f',"violated-policies":[{",".join(violated)}]')
+    for member in members:
         if len(body) + len(member) < PROBLEM_BYTES_MAX:
-            body += member
+            body += member.encode("ascii")
     return body + b"}"
