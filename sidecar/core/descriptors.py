@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from sidecar.core.limits import REQUESTS_MAX, US_PER_S, WINDOW_US_MAX, Algorithm, Limit, counter_key
+from sidecar.core.limits import REQUESTS_MAX, US_PER_S, Algorithm, Limit, OnFailure, counter_key
 
 WILDCARD: Final = "*"
 
@@ -33,6 +33,9 @@ NEAR_LIMIT_RATIO: Final = 0.8
 
 DOMAIN_LABEL_CHARS_MAX: Final = 64
 """How much of a domain's name stays readable in its counter keys; the whole name is part of their hash."""
+
+OVERRIDES_MAX: Final = 1024
+"""How many different limits brought along by requests a domain keeps compiled; when full it starts over."""
 
 
 class Unit(enum.IntEnum):
@@ -123,6 +126,7 @@ class DescriptorLimit:
         unit_multiplier: How many units the window has; 1 but for overrides in requests.
         near_threshold: Above this count a hit is near the limit.
         patterns: Where `share_threshold` is set, the entry's index and the pattern that stands for its value.
+        encoded: What the adapter to the wire keeps with the limit, so that it is encoded once.
     """
 
     limit: Limit | None
@@ -135,6 +139,7 @@ class DescriptorLimit:
     quota_mode: bool = False
     near_threshold: int = 0
     patterns: tuple[tuple[int, str, str], ...] = ()
+    encoded: tuple[bytes, bytes] | None = None
 
     def count(self, hits: int, used: int, *, allowed: bool) -> None:
         """Add one outcome to the statistics; `used` is the window's count including these hits."""
@@ -286,13 +291,14 @@ class Domain:
         override_stats: What limits given in requests have counted, together.
     """
 
-    __slots__ = ("_root", "key_label", "limits", "name", "override_stats")
+    __slots__ = ("_overrides", "_root", "key_label", "limits", "name", "override_stats")
 
     def __init__(self, name: str, descriptors: Sequence[DescriptorRule]) -> None:
         self.name = name
         self.key_label = b"rl:%b:" % re.sub(r"[^A-Za-z0-9.-]", "_", name)[:DOMAIN_LABEL_CHARS_MAX].encode("ascii")
         self.limits: list[DescriptorLimit] = []
         self.override_stats = LimitStats(f"{name}.(override)")
+        self._overrides: dict[tuple[int, Unit, int], DescriptorLimit] = {}
         self._root = self._compile(descriptors, name, ())
 
     def find(self, entries: Iterable[Entry]) -> DescriptorLimit | None:
@@ -314,16 +320,22 @@ class Domain:
         Raises:
             ValueError: The window is longer than WINDOW_US_MAX, or the number is not one of requests.
         """
-        return _descriptor_limit(requests, unit, self.override_stats, unit_multiplier=unit_multiplier)
+        given = requests, unit, unit_multiplier
+        limit = self._overrides.get(given)
+        if limit is None:
+            limit = _descriptor_limit(requests, unit, self.override_stats, unit_multiplier)
+            if len(self._overrides) >= OVERRIDES_MAX:
+                self._overrides.clear()
+            self._overrides[given] = limit
+        return limit
 
     def counter_key(self, prefix: bytes, limit: DescriptorLimit, entries: Iterable[Entry]) -> bytes:
-        """The counter of a limit for a descriptor: one for each domain, window and sequence of entries.
+        """The counter of a descriptor: one for each domain and sequence of entries (and window: `Charge.storage_key`).
 
         Where `share_threshold` is set the pattern stands for the value; the absent part before it keeps it apart
         from a value that reads the same.
         """
-        window = limit.limit.window_us if limit.limit is not None else 0
-        parts: list[str | None] = [self.name, str(window)]
+        parts: list[str | None] = [self.name]
         if limit.patterns:
             patterns = {index: (None, key, value) for index, key, value in limit.patterns}
             for index, entry in enumerate(entries):
@@ -379,20 +391,18 @@ def _descriptor_limit(requests: int, unit: Unit, stats: LimitStats, unit_multipl
     return DescriptorLimit(limit=limit, unit=unit, unit_multiplier=unit_multiplier, stats=stats, near_threshold=near)
 
 
-UNIT_MULTIPLIER_MAX: Final = {unit: WINDOW_US_MAX // (unit.seconds * US_PER_S) for unit in Unit}
-"""How many units a request's own limit may span, so that its window stays within WINDOW_US_MAX."""
-
-
 @dataclass(slots=True, eq=False)
 class RateLimitConfig:
     """All domains of the rate limit service.
 
     Attributes:
         domains: By name.
+        on_failure: What an answer is while the counters cannot be read.
         stats: By path, for the collector of metrics; limits whose paths read the same share one.
     """
 
     domains: Mapping[str, Domain]
+    on_failure: OnFailure = OnFailure.ERROR
     stats: dict[str, LimitStats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

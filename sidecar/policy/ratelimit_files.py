@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sidecar.core.descriptors import WILDCARD, DescriptorRule, Domain, RateLimitConfig, RateLimitRule, Unit
-from sidecar.core.limits import REQUESTS_MAX
+from sidecar.core.limits import REQUESTS_MAX, OnFailure
 from sidecar.policy.faults import Fault, PolicyError, did_you_mean, shown
 from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source, read
 
@@ -55,8 +55,12 @@ _UNITS: Final = {unit.name.lower(): unit for unit in Unit}
 _UNIT_NAMES: Final = ", ".join(sorted(_UNITS, key=lambda name: _UNITS[name].seconds))
 
 
-def load_directory(path: Path) -> RateLimitConfig:
+def load_directory(path: Path, on_failure: OnFailure = OnFailure.ERROR) -> RateLimitConfig:
     """Read every `*.yaml` and `*.yml` file of a directory; names that begin with a dot and directories are passed over.
+
+    Args:
+        path: The directory.
+        on_failure: What the service answers while the counters cannot be read.
 
     Raises:
         PolicyError: With every fault of every file: the directory or a file cannot be read, no file is there, a file
@@ -82,7 +86,7 @@ def load_directory(path: Path) -> RateLimitConfig:
             domains[name] = Domain(name, descriptors)
     if faults:
         raise PolicyError(faults)
-    return RateLimitConfig(domains)
+    return RateLimitConfig(domains, on_failure)
 
 
 def _files(path: Path) -> list[Path]:

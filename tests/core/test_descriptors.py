@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.descriptors import (
+    OVERRIDES_MAX,
     DescriptorLimit,
     DescriptorRule,
     Domain,
@@ -18,7 +19,7 @@ from sidecar.core.descriptors import (
     RateLimitRule,
     Unit,
 )
-from sidecar.core.limits import WINDOW_US_MAX, Algorithm
+from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge
 
 
 @dataclass(frozen=True)
@@ -220,13 +221,25 @@ def test_counter_keys_are_injective(left, right):
 def test_counter_keys_tell_domains_and_windows_apart():
     """The same entries have separate counters in another domain, even one that reads alike, and in another window."""
     pair = entries(("k", "v"))
-    keys = {
-        domain.counter_key(b"p:", domain.override(1, unit), pair)
-        for domain in (Domain("a/b", []), Domain("a:b", []))
-        for unit in (Unit.SECOND, Unit.DAY)
-    }
+    keys = set()
+    for domain in (Domain("a/b", []), Domain("a:b", [])):
+        for unit in (Unit.SECOND, Unit.DAY):
+            override = domain.override(1, unit)
+            keys.add(Charge(override.limit, domain.counter_key(b"p:", override, pair)).storage_key)
     assert len(keys) == 4
     assert all(each.startswith(b"p:rl:a_b:") for each in keys)
+
+
+def test_compiled_overrides_are_bounded():
+    """A domain keeps the stated number of limits that requests brought along, and no more."""
+    domain = Domain("d", [])
+    first = domain.override(0, Unit.DAY)
+    for requests in range(OVERRIDES_MAX):
+        domain.override(requests, Unit.DAY)
+    assert domain.override(0, Unit.DAY) is first
+    domain.override(OVERRIDES_MAX, Unit.DAY)
+    assert len(domain._overrides) == 1
+    assert domain.override(0, Unit.DAY) is not first
 
 
 @pytest.mark.parametrize(("chars", "shown"), [(64, 64), (65, 64)])
