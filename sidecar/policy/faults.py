@@ -1,7 +1,7 @@
 """What can be wrong with a file that a person wrote: where it is, what is wrong, and what would be accepted.
 
-    PolicyError     every fault of a load at once; the only error that leaves this package
-    Wrong           one value is wrong; raised by the parsers of single values, turned into a Fault by who knows the line
+PolicyError     every fault of a load at once; the only error that leaves this package
+Wrong           one value is wrong; raised by the parsers of single values, turned into a Fault by who knows the line
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHOWN_CHARS_MAX = 60
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One fault. `line` counts from 1; 0 where the file as a whole is meant. `path` is dotted, "" for the whole file."""
+    """One fault. `line` counts from 1, 0 means the file as a whole; `path` is dotted, "" for the whole document."""
 
     file: str
     line: int

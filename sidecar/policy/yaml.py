@@ -1,8 +1,8 @@
 """YAML bytes to data that knows its lines.
 
 The parser is libyaml's; composing is ours, because what a policy needs differs from YAML 1.1: of the plain scalars only
-`true` and `false` are booleans (`on`, `no` and `y` are text), numbers are written as in JSON (`010` and `1:30` are text),
-and nothing becomes a date. Duplicate keys, tags, merge keys and further documents are faults. Every size is bounded:
+`true` and `false` are booleans (`on`, `no` and `y` are text), numbers are written as in JSON (`010` and `1:30` are
+text), and nothing becomes a date. Duplicate keys, tags, merge keys and further documents are faults. Every size is bounded:
 aliases count as often as they are used, so no document unfolds into more than `NODES_MAX` nodes.
 """
 
@@ -161,7 +161,7 @@ class _Composer:
     def __init__(self, text: str, file: str) -> None:
         self.faults: list[Fault] = []
         self._file = file
-        self._parser: Any = yaml.CParser(text)
+        self._parser: Any = yaml.CSafeLoader(text)
         self._nodes = 0
         self._anchors: dict[str, tuple[Any, int]] = {}
 

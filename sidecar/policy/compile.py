@@ -1,0 +1,112 @@
+"""From the document to what deciding needs: written -> validated -> compiled.
+
+`load` reports every fault of every kind at once. Where the models refuse a part (a rule, an issuer, a limit, a section),
+that part alone is left out, and what can be checked between the others still is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidecar.core.descriptors import RateLimitConfig
+from sidecar.core.policy import Policy
+from sidecar.core.secret import MASK
+from sidecar.policy.compile_issuers import compile_issuers
+from sidecar.policy.compile_rules import RuleCompiler, compile_limits
+from sidecar.policy.compile_settings import compile_settings
+from sidecar.policy.faults import PolicyError
+from sidecar.policy.files import Files
+from sidecar.policy.ratelimit_files import load_directory
+from sidecar.policy.validate import Validated, validate
+from sidecar.policy.yaml import Source, read
+
+if TYPE_CHECKING:
+    from sidecar.policy.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledDocument:
+    """A policy file that was accepted.
+
+    Attributes:
+        policy: What deciding needs; replaced at a reload.
+        settings: How the process runs; a change needs a restart.
+        written: The document with its defaults, as JSON: see `masked`.
+    """
+
+    policy: Policy
+    settings: Settings
+    written: bytes
+
+
+def load(path: Path, generation: int) -> CompiledDocument:
+    """Read, validate and compile a policy file.
+
+    Raises:
+        PolicyError: With every fault of the file and of those that it names, in the order of their lines.
+    """
+    return compile_source(read(path), path.parent, generation)
+
+
+def compile_source(source: Source, directory: Path, generation: int) -> CompiledDocument:
+    """The same for a document that was read already; relative paths are relative to `directory`.
+
+    Raises:
+        PolicyError: With every fault.
+    """
+    validated = validate(source)
+    document = validated.document
+    files = Files(directory, validated)
+    settings = compile_settings(validated, files)
+    issuers = compile_issuers(validated, files)
+    rules = RuleCompiler(validated, issuers, compile_limits(validated)).table()
+    ratelimit = _ratelimit(validated, files)
+    if validated.faults:
+        raise PolicyError(validated.faults)
+    policy = Policy(
+        generation=generation,
+        rules=rules,
+        issuers={issuer.issuer: issuer for issuer in issuers.values()},
+        ratelimit=ratelimit,
+        audit_claims=tuple(document.audit.claims),
+    )
+    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode())
+
+
+def _ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
+    section = validated.document.ratelimit
+    if section is None:
+        return RateLimitConfig({})
+    path = files.path(section.directory)
+    if not path.is_dir():
+        validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
+        return RateLimitConfig({})
+    try:
+        return load_directory(path)
+    except PolicyError as error:
+        validated.faults += error.faults
+        return RateLimitConfig({})
+
+
+def masked(compiled: CompiledDocument) -> dict[str, Any]:
+    """The policy for the eyes of operators: generation, and the document with its defaults; nothing secret in it.
+
+    Passwords are in files and never part of the document; what is left to mask are the queries of URLs.
+    """
+    return {"generation": compiled.policy.generation, "policy": _without_queries(json.loads(compiled.written))}
+
+
+def _without_queries(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _without_queries(inner) for key, inner in value.items()}
+        case list():
+            return [_without_queries(inner) for inner in value]
+        case str() if re.match(r"https?://", value):
+            return re.sub(r"\?.*", f"?{MASK}", value, flags=re.DOTALL)
+        case _:
+            return value

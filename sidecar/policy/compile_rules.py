@@ -1,0 +1,290 @@
+"""The `limits` and `rules` sections, compiled to a table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, assert_never
+
+from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
+from sidecar.core.limits import US_PER_S, WINDOW_US_MAX, WINDOW_US_MIN, Algorithm, Limit, OnFailure
+from sidecar.core.rules import (
+    ExactPath,
+    HeaderMatch,
+    LimitBinding,
+    PathPattern,
+    PrefixPath,
+    RequestMatch,
+    Rule,
+    RuleConflict,
+    RuleTable,
+    TemplatePath,
+    parameter_names,
+)
+from sidecar.core.selectors import (
+    AddressSelector,
+    ClaimSelector,
+    ConstantSelector,
+    HeaderSelector,
+    PathParameterSelector,
+    Selector,
+)
+from sidecar.policy import document as written
+from sidecar.policy.compile_issuers import claim_path
+from sidecar.policy.faults import did_you_mean
+from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_rate, parse_template
+from sidecar.policy.durations import parse as parse_duration
+from sidecar.policy.durations import render as render_duration
+
+if TYPE_CHECKING:
+    from sidecar.core.issuer import IssuerPolicy
+    from sidecar.policy.validate import Validated
+    from sidecar.policy.yaml import PathParts
+
+CONFLICTS_MAX = 32
+"""Each one found costs a table of its own; a policy with more of them is wrong as a whole."""
+
+_TAGS = {Algorithm.SLIDING_WINDOW: "sw", Algorithm.FIXED_WINDOW: "fw"}
+
+
+def compile_limits(validated: Validated) -> Mapping[str, LimitBinding]:
+    """Limits by name, each as every rule uses it; what is wrong is added to the faults."""
+    document = validated.document
+    prefix = document.redis.key_prefix if document.redis is not None else "sidecar"
+    bindings: dict[str, LimitBinding] = {}
+    for name, section in document.limits.items():
+        if isinstance(section.rate, str):
+            requests, window_us = parse_rate(section.rate)
+        else:
+            requests, window_us = section.rate.requests, parse_duration(section.rate.window)
+        if not WINDOW_US_MIN <= window_us <= WINDOW_US_MAX or requests > 2**32 - 1:
+            accepted = f"a window from 1ms to {render_duration(WINDOW_US_MAX)}, and at most {2**32 - 1} requests"
+            validated.fault(("limits", name, "rate"), f"the rate {section.rate!r} is out of range", accepted)
+            continue
+        algorithm = Algorithm(section.algorithm)
+        selectors = section.key if isinstance(section.key, list) else [section.key]
+        bindings[name] = LimitBinding(
+            limit=Limit(name=name, requests=requests, window_us=window_us, algorithm=algorithm),
+            key=tuple(compile_selector(selector) for selector in selectors),
+            key_prefix=f"{prefix}:{name}:{_TAGS[algorithm]}{render_duration(window_us)}:".encode("ascii"),
+            on_failure=OnFailure(section.on_redis_failure or document.on_redis_failure),
+        )
+    return bindings
+
+
+def compile_selector(selector: written.Selector) -> Selector:
+    """A selector, as deciding uses it."""
+    kind, value = selector.chosen
+    match kind:
+        case "claim":
+            return ClaimSelector(claim_path(value))
+        case "header":
+            return HeaderSelector(parse_header(value))
+        case "client_address":
+            return AddressSelector()
+        case "path_parameter":
+            return PathParameterSelector(value)
+        case _:
+            return ConstantSelector(value)
+
+
+def compile_condition(condition: written.Condition) -> Condition:
+    """A condition, as deciding uses it."""
+    kind, value = condition.chosen
+    match kind:
+        case "scope":
+            return ScopeCondition(value)
+        case "role":
+            return RoleCondition(value)
+        case "all_of":
+            return AllOf(tuple(compile_condition(inner) for inner in value))
+        case _:
+            return AnyOf(tuple(compile_condition(inner) for inner in value))
+
+
+@dataclass(slots=True, eq=False)
+class RuleCompiler:
+    """Compiles rules one after the other; what several rules have in common is built once."""
+
+    validated: Validated
+    issuers: Mapping[str, IssuerPolicy]
+    limits: Mapping[str, LimitBinding]
+    _defaults: dict[str, Selector] = field(init=False)
+    _identity_headers: tuple[str, ...] = field(init=False)
+    _issuer_sets: dict[tuple[str, ...], Mapping[str, IssuerPolicy]] = field(init=False, default_factory=dict)
+    _forward_default: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        document = self.validated.document
+        upstream = document.upstream
+        self._defaults = self._headers(("upstream", "headers"), upstream, (), anonymous=False)
+        self._forward_default = bool(upstream.forward_credential)
+        sections = (upstream, *(rule.upstream for rule in document.rules))
+        self._identity_headers = identity_headers(name for section in sections for name in section.headers)
+
+    def table(self) -> RuleTable:
+        """The table of all rules that are right."""
+        document, numbers = self.validated.document, self.validated.rule_numbers
+        rules: dict[str, Rule] = {}
+        places: dict[str, int] = {}
+        for number, section in zip(numbers, document.rules, strict=True):
+            where = ("rules", number)
+            rule = self._rule(where, section)
+            if section.name in places:
+                line = self.validated.source.line_of(("rules", places[section.name], "name"))
+                message = f"the name {section.name!r} is already that of the rule on line {line}"
+                self.validated.fault((*where, "name"), message, "each rule's name once")
+                continue
+            places[section.name] = number
+            if rule is not None:
+                rules[section.name] = rule
+        return self._table(rules, places)
+
+    def _table(self, rules: dict[str, Rule], places: Mapping[str, int]) -> RuleTable:
+        """Build the table; of two rules in conflict the second is left out, so that further ones show."""
+        for _ in range(CONFLICTS_MAX):
+            try:
+                return RuleTable(rules.values())
+            except RuleConflict as conflict:
+                line = self.validated.source.line_of(("rules", places[conflict.first], "match"))
+                message = f"the rules {conflict.first!r} (line {line}) and {conflict.second!r} {conflict.why}"
+                accepted = "rules that differ in host, path, methods or header conditions"
+                self.validated.fault(("rules", places[conflict.second], "match"), message, accepted)
+                del rules[conflict.second]
+        return RuleTable(())
+
+    def _rule(self, where: PathParts, section: written.RuleSection) -> Rule | None:
+        faults_before = len(self.validated.faults)
+        match = self._match(where, section.match)
+        template = section.match.path.template
+        parameters = parameter_names(template) if template is not None else ()
+        anonymous = bool(section.anonymous)
+        issuers = self._accepted_issuers(where, section)
+        if anonymous and section.authorize is not None:
+            message = "nobody is proved where the rule is anonymous, so nothing can be required"
+            self.validated.fault((*where, "authorize"), message, "authenticate instead of anonymous")
+        headers = self._headers((*where, "upstream", "headers"), section.upstream, parameters, anonymous=anonymous)
+        limits = self._limits(where, section, parameters)
+        authorize = compile_condition(section.authorize) if section.authorize is not None else None
+        forward = section.upstream.forward_credential
+        if len(self.validated.faults) > faults_before or anonymous == bool(issuers):
+            return None
+        return Rule(
+            name=section.name,
+            match=match,
+            anonymous=anonymous,
+            issuers=issuers,
+            authorize=authorize,
+            limits=limits,
+            upstream_headers=tuple({**self._defaults, **headers}.items()),
+            identity_headers=self._identity_headers,
+            forward_credential=self._forward_default if forward is None else forward,
+            challenge=challenge(section.realm, section.resource_metadata),
+            challenge_scope=" ".join(scopes_named(authorize)),
+        )
+
+    def _match(self, where: PathParts, match: written.Match) -> RequestMatch:
+        headers: dict[str, HeaderMatch] = {}
+        for name, value in match.headers.items():
+            lower = parse_header(name)
+            if lower in headers:
+                at = (*where, "match", "headers", name)
+                self.validated.fault(at, f"the header {lower!r} is repeated", "each header once, in whatever case")
+            headers[lower] = HeaderMatch(lower, value if isinstance(value, str) else None)
+        return RequestMatch(
+            path=compile_path(match.path),
+            host=parse_host(match.host) if match.host is not None else None,
+            methods=frozenset(match.methods or ()),
+            headers=tuple(headers.values()),
+        )
+
+    def _accepted_issuers(self, where: PathParts, section: written.RuleSection) -> Mapping[str, IssuerPolicy]:
+        if (section.authenticate is None) == (section.anonymous is None):
+            given = "both are given" if section.anonymous else "neither authenticate nor anonymous is given"
+            accepted = "either authenticate: {issuers: [NAME]} or anonymous: true"
+            self.validated.fault((*where, "anonymous") if section.anonymous else where, given, accepted)
+            return {}
+        if section.authenticate is None:
+            return {}
+        names = tuple(section.authenticate.issuers)
+        self._check_names((*where, "authenticate", "issuers"), names, "issuers")
+        known = tuple(name for name in names if name in self.issuers)
+        if known not in self._issuer_sets:
+            self._issuer_sets[known] = {self.issuers[name].issuer: self.issuers[name] for name in known}
+        return self._issuer_sets[known]
+
+    def _limits(
+        self, where: PathParts, section: written.RuleSection, parameters: tuple[str, ...]
+    ) -> tuple[LimitBinding, ...]:
+        self._check_names((*where, "limits"), section.limits, "limits")
+        bindings = []
+        for n, name in enumerate(section.limits):
+            if name in self.limits:
+                bindings.append(self.limits[name])
+                for selector in self.limits[name].key:
+                    at = (*where, "limits", n)
+                    self._check_selector(at, f"the limit {name!r}", selector, parameters, bool(section.anonymous))
+        return tuple(bindings)
+
+    def _check_names(self, where: PathParts, names: Iterable[str], section: str) -> None:
+        seen: set[str] = set()
+        for n, name in enumerate(names):
+            if name not in self.validated.names[section]:
+                accepted = did_you_mean(name, self.validated.names[section], section)
+                self.validated.fault((*where, n), f"there is no {name!r} among the {section}", accepted)
+            elif name in seen:
+                self.validated.fault((*where, n), f"{name!r} is listed twice", "each name once")
+            seen.add(name)
+
+    def _headers(
+        self, where: PathParts, section: written.UpstreamSection, parameters: tuple[str, ...], *, anonymous: bool
+    ) -> dict[str, Selector]:
+        headers: dict[str, Selector] = {}
+        for name, value in section.headers.items():
+            selector = compile_selector(value)
+            if name.lower() in headers:
+                accepted = "each header once, in whatever case"
+                self.validated.fault((*where, name), f"the header {name.lower()!r} is repeated", accepted)
+            self._check_selector((*where, name), "the header", selector, parameters, anonymous)
+            headers[name.lower()] = selector
+        return headers
+
+    def _check_selector(
+        self, where: PathParts, what: str, selector: Selector, parameters: tuple[str, ...], anonymous: bool
+    ) -> None:
+        if isinstance(selector, ClaimSelector) and anonymous:
+            message = f"{what} takes a claim, and nobody is proved where the rule is anonymous"
+            self.validated.fault(where, message, "header, client_address, path_parameter or constant")
+        if isinstance(selector, PathParameterSelector) and selector.name not in parameters:
+            accepted = did_you_mean(selector.name, parameters, "parameters of the rule's path template")
+            message = f"{what} takes the path parameter {selector.name!r}, which the rule's path does not have"
+            self.validated.fault(where, message, accepted)
+
+
+def compile_path(path: written.PathMatch) -> PathPattern:
+    """A path pattern in its canonical spelling."""
+    kind, text = path.chosen
+    match kind:
+        case "exact":
+            return ExactPath(parse_path(text))
+        case "prefix":
+            return PrefixPath(parse_prefix(text))
+        case _:
+            return TemplatePath(parse_template(text))
+
+
+def identity_headers(names: Iterable[str]) -> tuple[str, ...]:
+    """The headers of these names, and their twins with underscores, that servers take for the same (CGI, WSGI)."""
+    lower = dict.fromkeys(name.lower() for name in names)
+    return tuple(dict.fromkeys(twin for name in lower for twin in (name, name.replace("-", "_"))))
+
+
+def challenge(realm: str, resource_metadata: str | None) -> str:
+    """The parameters of `WWW-Authenticate: Bearer` that never change, as quoted strings (RFC 9110 section 5.6.4)."""
+    parameters = {"realm": realm, "resource_metadata": resource_metadata}
+    return ", ".join(f"{name}={_quoted(value)}" for name, value in parameters.items() if value is not None)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,357 @@
+"""The policy as it is written: one model for each section, a description for every key.
+
+Models check what can be seen in one place; what needs two places or the world (names that refer to something, files,
+rules that collide) is checked when the document is compiled. Values are kept as they are written: see `fields`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, Tag
+
+from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
+from sidecar.core.limits import REQUESTS_MAX
+from sidecar.policy.fields import (
+    Between,
+    Duration,
+    HeaderName,
+    Host,
+    HttpUrl,
+    Method,
+    Name,
+    PathText,
+    PrefixText,
+    Printable,
+    RateText,
+    Scope,
+    TemplateText,
+    Text,
+    UpstreamHeaderName,
+)
+from sidecar.policy.model import BY_KIND, Choice, FailureChoice, Model, OneOrMany
+from sidecar.policy.sections import (
+    AdminSection,
+    AuditSection,
+    LogSection,
+    RateLimitSection,
+    RedisSection,
+    ServerSection,
+)
+
+LIMITS_PER_RULE_MAX = 16
+"""All of them are charged in one script call."""
+
+SELECTORS_PER_KEY_MAX = 8
+UPSTREAM_HEADERS_MAX = 64
+ISSUERS_MAX = 256
+
+AlgorithmName: TypeAlias = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+
+ClaimPath: TypeAlias = OneOrMany[Text]
+"""`a.b`, or a list of names where a name has a dot of its own."""
+
+
+class KeySource(Choice):
+    """Where an issuer's public keys come from."""
+
+    discovery: Literal[True] | None = Field(
+        None, description="OpenID Connect Discovery at the issuer's URL.", examples=[True]
+    )
+    jwks_url: HttpUrl | None = Field(
+        None, description="URL of a JWKS document.", examples=["https://issuer.example/jwks.json"]
+    )
+    jwks_file: Text | None = Field(
+        None, description="A JWKS file; read again when it changes.", examples=["keys/jwks.json"]
+    )
+
+
+class Issuer(Model):
+    """Whose tokens are accepted, and how they are checked."""
+
+    issuer: Text = Field(description="`iss`, compared as an exact string.", examples=["https://issuer.example"])
+    audiences: list[Text] = Field(
+        [],
+        description="One of them must be in `aud`. At least one, unless `require_audience` is false.",
+        examples=[["orders-api"]],
+    )
+    algorithms: list[AlgorithmName] = Field(
+        min_length=1, description="Accepted signature algorithms; asymmetric ones only.", examples=[["RS256", "ES256"]]
+    )
+    keys: KeySource = Field(description="Where the public keys come from.", examples=[{"discovery": True}])
+    token_types: list[str] = Field(
+        ["", "jwt", "at+jwt"],
+        min_length=1,
+        description='Accepted `typ` headers, without `application/`; "" accepts a token without `typ`.',
+        examples=[["at+jwt"]],
+    )
+    require_audience: bool = Field(True, description="Refuse tokens without a fitting `aud`.", examples=[True])
+    require_expiry: bool = Field(True, description="Refuse tokens without `exp`.", examples=[True])
+    leeway: Annotated[Duration, Between("0s", f"{LEEWAY_S_MAX}s", "1s")] = Field(
+        "30s", description="Tolerated difference between clocks for `exp`, `nbf` and `iat`.", examples=["30s"]
+    )
+    max_lifetime: Annotated[Duration, Between("1s", "366d", "1s")] | None = Field(
+        None, description="Refuse tokens whose `exp` is further than this from `iat`.", examples=["1h"]
+    )
+    scope_claim: ClaimPath = Field(
+        "scope", description="The claim with the scopes; `a.b` goes into objects.", examples=["scope"]
+    )
+    roles_claim: ClaimPath = Field(
+        "roles",
+        description="The claim with the roles; a list of names where a name has a dot of its own.",
+        examples=["realm_access.roles", ["https://issuer.example/roles"]],
+    )
+    token_bytes_max: int = Field(
+        TOKEN_BYTES_MAX, ge=256, le=64 * 1024, description="Longest accepted token, in bytes.", examples=[4096]
+    )
+    insecure_http: bool = Field(
+        False, description="Allow `http://` for fetching keys from this machine, for trying things.", examples=[False]
+    )
+    ca_file: Text | None = Field(
+        None, description="PEM file with the authorities to trust when fetching keys.", examples=["tls/issuer-ca.pem"]
+    )
+    allow_missing_kid: bool = Field(
+        True,
+        description="Without `kid`, use the one key that fits the algorithm, if there is exactly one.",
+        examples=[True],
+    )
+    refresh: Annotated[Duration, Between("10s", "1d", "1s")] = Field(
+        "5m", description="How often keys are fetched in the background (+-10 %).", examples=["5m"]
+    )
+    fetch_timeout: Annotated[Duration, Between("100ms", "1m")] = Field(
+        "5s", description="Time for one fetch of keys.", examples=["5s"]
+    )
+    keys_stale_max: Annotated[Duration, Between("0s", "30d", "1s")] = Field(
+        "1d", description="How long the last good keys are used while fetching fails.", examples=["24h"]
+    )
+    required: bool = Field(True, description="Not ready until its keys were loaded once.", examples=[True])
+
+
+class Selector(Choice):
+    """Where a value is taken from."""
+
+    claim: ClaimPath | None = Field(
+        None,
+        description="A claim of the verified token; `a.b` goes into objects, a list of names where a name has a dot.",
+        examples=["sub", ["https://issuer.example/tenant"]],
+    )
+    header: HeaderName | None = Field(
+        None, description="A request header: something that the client chooses freely.", examples=["x-tenant"]
+    )
+    client_address: Literal[True] | None = Field(
+        None, description="The client's address as Envoy sees it; IPv6 by its /64.", examples=[True]
+    )
+    path_parameter: Text | None = Field(None, description="A parameter of the rule's path template.", examples=["id"])
+    constant: Printable | None = Field(None, description="The same text for every request.", examples=["all"])
+
+
+class Rate(Model):
+    """A number of requests in a window."""
+
+    requests: int = Field(ge=0, le=REQUESTS_MAX, description="How many are allowed; 0 allows none.", examples=[100])
+    window: Annotated[Duration, Between("1ms", "366d")] = Field(description="In which time.", examples=["90s"])
+
+
+class LimitSection(Model):
+    """A rate, and what is counted apart."""
+
+    rate: Annotated[Annotated[RateText, Tag("<text>")] | Annotated[Rate, Tag("<mapping>")], BY_KIND] = Field(
+        description="`N/second`, `minute`, `hour`, `day` or `week`, `N/90s`, or `{requests: N, window: 90s}`.",
+        examples=["100/minute", {"requests": 100, "window": "90s"}],
+    )
+    algorithm: Literal["sliding_window", "fixed_window"] = Field(
+        "sliding_window",
+        description="How requests are counted; a fixed window may let twice the rate pass around its edge.",
+        examples=["sliding_window"],
+    )
+    key: Annotated[
+        Annotated[Selector, Tag("<mapping>")]
+        | Annotated[list[Selector], Tag("<list>"), Field(min_length=1, max_length=SELECTORS_PER_KEY_MAX)],
+        BY_KIND,
+    ] = Field(
+        description="What is counted apart: one counter for each combination of these values.",
+        examples=[{"claim": "sub"}, [{"claim": "sub"}, {"path_parameter": "id"}]],
+    )
+    on_redis_failure: FailureChoice | None = Field(
+        None, description="What happens while Redis cannot answer; the policy's choice without it.", examples=["local"]
+    )
+
+
+class UpstreamSection(Model):
+    """What the upstream is told."""
+
+    headers: dict[UpstreamHeaderName, Selector] = Field(
+        {},
+        max_length=UPSTREAM_HEADERS_MAX,
+        description="Headers to set from selectors. A client's own headers of these names are always removed.",
+        examples=[{"x-user-id": {"claim": "sub"}}],
+    )
+    forward_credential: bool | None = Field(
+        None, description="Leave the Authorization header on the request; removed without it.", examples=[False]
+    )
+
+
+class PathMatch(Choice):
+    """Which paths."""
+
+    exact: PathText | None = Field(None, description="This path as a whole.", examples=["/health"])
+    prefix: PrefixText | None = Field(
+        None, description="This path and everything below it: `/a` covers `/a/b`, never `/ab`.", examples=["/public"]
+    )
+    template: TemplateText | None = Field(
+        None,
+        description="Segments, each literal or a `{parameter}` that stands for one segment.",
+        examples=["/orders/{id}"],
+    )
+
+
+class HeaderPresent(Model):
+    """A header that must be there, with whatever value."""
+
+    present: Literal[True] = Field(description="The header is there.", examples=[True])
+
+
+class Match(Model):
+    """Which requests a rule is for. The most specific rule that matches applies; file order decides nothing."""
+
+    host: Host | None = Field(
+        None,
+        description="A host, or `*.suffix` for every host below it; the port does not matter. Any without it.",
+        examples=["api.example.com", "*.example.com"],
+    )
+    path: PathMatch = Field(description="Which paths.", examples=[{"template": "/orders/{id}"}])
+    methods: list[Method] | None = Field(
+        None, min_length=1, max_length=64, description="Which methods; any without it.", examples=[["GET", "HEAD"]]
+    )
+    headers: dict[
+        HeaderName,
+        Annotated[Annotated[Printable, Tag("<text>")] | Annotated[HeaderPresent, Tag("<mapping>")], BY_KIND],
+    ] = Field(
+        {},
+        max_length=16,
+        description="Headers that must equal a text, or be `{present: true}`.",
+        examples=[{"x-api-version": "2"}],
+    )
+
+
+class Authenticate(Model):
+    """Who may be proved."""
+
+    issuers: list[Name] = Field(
+        min_length=1, description="Names of the issuers whose tokens are accepted.", examples=[["main"]]
+    )
+
+
+class Condition(Choice):
+    """What the caller must have."""
+
+    scope: Scope | None = Field(None, description="This scope.", examples=["orders:read"])
+    role: Text | None = Field(None, description="This role.", examples=["admin"])
+    all_of: list[Condition] | None = Field(
+        None, min_length=1, description="Every one of these.", examples=[[{"scope": "orders:read"}, {"role": "admin"}]]
+    )
+    any_of: list[Condition] | None = Field(
+        None, min_length=1, description="At least one of these.", examples=[[{"role": "admin"}, {"role": "support"}]]
+    )
+
+
+class RuleSection(Model):
+    """What applies to the requests that match: who may, how often, and what the upstream is told."""
+
+    name: Name = Field(description="Names the rule in logs, metrics and answers; once.", examples=["read-order"])
+    match: Match = Field(description="Which requests.", examples=[{"path": {"prefix": "/public"}}])
+    anonymous: Literal[True] | None = Field(
+        None, description="Let everybody in. Instead of `authenticate`.", examples=[True]
+    )
+    authenticate: Authenticate | None = Field(
+        None, description="Who may be proved. Instead of `anonymous`.", examples=[{"issuers": ["main"]}]
+    )
+    authorize: Condition | None = Field(
+        None,
+        description="What the caller must have; whoever was proved may without it.",
+        examples=[{"scope": "orders:read"}],
+    )
+    limits: list[Name] = Field(
+        [], max_length=LIMITS_PER_RULE_MAX, description="Names of limits; all must have room.", examples=[["per-user"]]
+    )
+    upstream: UpstreamSection = Field(
+        UpstreamSection(),
+        description="What the upstream is told, added to the policy's `upstream`.",
+        examples=[{"headers": {"x-order": {"path_parameter": "id"}}}],
+    )
+    realm: Printable = Field("sidecar", description="The challenge's realm.", examples=["orders"])
+    resource_metadata: HttpUrl | None = Field(
+        None,
+        description="URL of the protected resource's metadata for the challenge (RFC 9728).",
+        examples=["https://api.example.com/.well-known/oauth-protected-resource"],
+    )
+
+
+class Document(Model):
+    """A whole policy. What no rule matches is denied."""
+
+    server: ServerSection = Field(
+        ServerSection(), description="The gRPC server that Envoy asks.", examples=[{"listen": "127.0.0.1:9090"}]
+    )
+    admin: AdminSection = Field(
+        AdminSection(), description="Probes, metrics, and the compiled policy.", examples=[{"listen": "127.0.0.1:9091"}]
+    )
+    redis: RedisSection | None = Field(
+        None,
+        description="Where limits are counted; needed by `limits` and `ratelimit`.",
+        examples=[{"url": "embedded"}],
+    )
+    on_redis_failure: FailureChoice = Field(
+        "deny",
+        description="What happens to a limited request while Redis cannot answer: `deny` it, `error` (Envoy's "
+        "failure_mode_allow decides), `local` (each instance counts for itself), or `allow`.",
+        examples=["deny"],
+    )
+    local_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="With `local`: the part of each limit that one instance grants by itself.",
+        examples=[0.5],
+    )
+    issuers: dict[Name, Issuer] = Field(
+        {},
+        max_length=ISSUERS_MAX,
+        description="Whose tokens are accepted, by a name that rules refer to.",
+        examples=[
+            {
+                "main": {
+                    "issuer": "https://issuer.example",
+                    "audiences": ["orders-api"],
+                    "algorithms": ["RS256"],
+                    "keys": {"discovery": True},
+                }
+            }
+        ],
+    )
+    limits: dict[Name, LimitSection] = Field(
+        {},
+        description="Limits, by a name that rules refer to; its counters are shared wherever it is named.",
+        examples=[{"per-user": {"rate": "100/minute", "key": {"claim": "sub"}}}],
+    )
+    upstream: UpstreamSection = Field(
+        UpstreamSection(),
+        description="What the upstream is told by every rule.",
+        examples=[{"headers": {"x-user-id": {"claim": "sub"}}}],
+    )
+    rules: list[RuleSection] = Field(
+        [],
+        description="What applies to which request. The most specific match applies; no match is a denial.",
+        examples=[[{"name": "public", "match": {"path": {"prefix": "/public"}}, "anonymous": True}]],
+    )
+    ratelimit: RateLimitSection | None = Field(
+        None,
+        description="The rate limit service for Envoy's ratelimit filter.",
+        examples=[{"directory": "./ratelimit"}],
+    )
+    audit: AuditSection = Field(
+        AuditSection(), description="One event for each decision.", examples=[{"destination": "stdout"}]
+    )
+    log: LogSection = Field(LogSection(), description="The log, on standard error.", examples=[{"level": "info"}])

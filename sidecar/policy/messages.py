@@ -1,0 +1,154 @@
+"""Pydantic's errors as faults: the path as it is written, the line, a sentence for people, and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from sidecar.policy.document import Document
+from sidecar.policy.faults import Fault, Wrong, did_you_mean, shown
+from sidecar.policy.model import Choice
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+    from sidecar.policy.yaml import PathParts, Source
+
+_SECRET_PATHS = frozenset({"redis"})
+"""Below these, messages repeat no value."""
+
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "union_tag_not_found": "text, a list or a mapping, as described",
+}
+
+
+def faults_of(errors: list[ErrorDetails], source: Source) -> Iterator[Fault]:
+    """One fault for each error, in no order."""
+    for error in errors:
+        path = written_path(error["loc"])
+        yield source.fault(path, *_sentence(error, path))
+
+
+def written_path(loc: tuple[int | str, ...]) -> PathParts:
+    """Pydantic's location without the marks of its own: tags of forms, and `[key]` for a mapping's key."""
+    return tuple(part for part in loc if isinstance(part, int) or not (part.startswith("<") or part == "[key]"))
+
+
+def _sentence(error: ErrorDetails, path: PathParts) -> tuple[str, str]:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    shows = not path or path[0] not in _SECRET_PATHS
+    match kind:
+        case "value_error" if isinstance(context.get("error"), Wrong):
+            return context["error"].message, context["error"].accepted
+        case "extra_forbidden":
+            return f"unknown key {shown(path[-1])}", _known_keys(path)
+        case "missing":
+            return "the key is missing", _description(path)
+        case "literal_error":
+            accepted = f"one of {', '.join(map(str, _literals(context)))}" if context else ""
+            return (f"{_named(value)} is not a choice" if shows else "not a choice"), accepted
+        case "union_tag_invalid":
+            return f"{_kind_of(value)} is not accepted here", _description(path)
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return f"{_named(value)} is out of range", _range(path, context)
+        case "too_short":
+            return "it is empty", f"at least {context.get('min_length', 1)} item(s)"
+        case "too_long":
+            return "it has too many items", f"at most {context.get('max_length')}"
+    expected = _EXPECTED.get(kind)
+    if expected is None:
+        return "the value is not accepted", _description(path)
+    if kind.startswith("union"):
+        return f"{_kind_of(value)} is not accepted here", _description(path)
+    found = (
+        f"{_kind_of(value)} ({_named(value)})" if shows and isinstance(value, (str, int, float)) else _kind_of(value)
+    )
+    hint = ", in quotes" if kind == "string_type" and isinstance(value, (int, float)) else ""
+    return f"{found} instead of {expected}", f"{expected}{hint}"
+
+
+def _named(value: Any) -> str:
+    """A value as YAML writes it."""
+    return str(value).lower() if isinstance(value, bool) else shown(value)
+
+
+def _kind_of(value: Any) -> str:
+    match value:
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "a mapping"
+        case _:
+            return "no value"
+
+
+def _literals(context: dict[str, Any]) -> list[str]:
+    """`'a', 'b' or 'c'` as a list of words."""
+    text = str(context.get("expected", "")).replace(" or ", ", ")
+    return [word.strip("'").lower() if word in {"True", "False"} else word.strip("'") for word in text.split(", ")]
+
+
+def _range(path: PathParts, context: dict[str, Any]) -> str:
+    bounds: dict[str, Any] = dict(context)
+    model, name = _model_and_key(path)
+    if model is not None and name in model.model_fields:
+        for rule in model.model_fields[name].metadata:
+            bounds |= {key: getattr(rule, key) for key in ("ge", "gt", "le", "lt") if hasattr(rule, key)}
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return " and ".join(f"{word} {bounds[key]}" for key, word in words.items() if key in bounds)
+
+
+def _known_keys(path: PathParts) -> str:
+    model, name = _model_and_key(path)
+    return did_you_mean(str(name), model.model_fields, "known keys") if model is not None else ""
+
+
+def _description(path: PathParts) -> str:
+    model, name = _model_and_key(path)
+    if model is None or name not in model.model_fields:
+        return ""
+    field = model.model_fields[name]
+    inner = model_in(field.annotation)
+    description = (field.description or "").rstrip(".")
+    text = f"{name}: {description[:1].lower()}{description[1:]}"
+    return f"{text} ({inner.accepted()})" if inner is not None and issubclass(inner, Choice) else text
+
+
+def _model_and_key(path: PathParts) -> tuple[type[BaseModel] | None, str]:
+    """The model that the last key of a path belongs to, and that key."""
+    model: type[BaseModel] | None = Document
+    named, owner, key = False, None, ""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if named:  # a name that the policy's author chose, as in `issuers.<name>`
+            named, owner, key = False, None, part
+            continue
+        owner, key = model, part
+        field = model.model_fields.get(part) if model is not None else None
+        annotation = field.annotation if field is not None else None
+        model, named = model_in(annotation), get_origin(annotation) is dict
+    return owner, key
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one model that a field's type holds, however deep; None where it holds none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for inner in get_args(annotation) if (model := model_in(inner)) is not None), None)
