@@ -45,6 +45,7 @@ class Listener:
     body_bytes_max: int = 0
     body_as_bytes: bool = True
     access_log: Path | None = None
+    check_timeout: str = EXT_AUTHZ_TIMEOUT
 
 
 def bootstrap(listeners: Sequence[Listener], sidecar_socket: Path, upstream_port: int) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _ext_authz(listener: Listener) -> dict[str, Any]:
     config: dict[str, Any] = {
         "@type": f"{_FILTERS}.http.ext_authz.v3.ExtAuthz",
         "transport_api_version": "V3",
-        "grpc_service": _grpc_service(EXT_AUTHZ_TIMEOUT),
+        "grpc_service": _grpc_service(listener.check_timeout),
         "failure_mode_allow": listener.failure_mode_allow,
         "encode_raw_headers": listener.encode_raw_headers,
     }

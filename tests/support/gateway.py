@@ -35,6 +35,7 @@ LISTENERS = (
     Listener(name="raw-open", hardened=False, failure_mode_allow=True, encode_raw_headers=True),
     Listener(name="body-open", failure_mode_allow=True, body_bytes_max=BODY_BYTES_MAX),
     Listener(name="text-body-open", failure_mode_allow=True, body_bytes_max=BODY_BYTES_MAX, body_as_bytes=False),
+    Listener(name="patient-open", failure_mode_allow=True, check_timeout="10s"),
 )
 BOTH_MODES = ("closed", "open")
 
