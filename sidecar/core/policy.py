@@ -27,3 +27,4 @@ class Policy:
     rules: RuleTable
     issuers: Mapping[str, IssuerPolicy]
     ratelimit: RateLimitConfig
+    audit_claims: tuple[str, ...] = ()
