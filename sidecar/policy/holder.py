@@ -13,11 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from sidecar.edges.log import get_log
+from sidecar.policy.compile import CompiledDocument, load
 from sidecar.policy.faults import Fault, PolicyError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sidecar.core.policy import Policy
-    from sidecar.policy.compile import CompiledDocument
     from sidecar.policy.settings import Settings
 
 RELOADABLE_SETTINGS: Final = frozenset({"log_level", "ratelimit_directory"})
@@ -32,8 +34,8 @@ class PolicyHolder:
     """The current policy. `policy` is one attribute read; a request reads it once.
 
     Args:
-        document: What was loaded at start, of generation 1.
-        load: Reads and compiles the policy with the generation that it is given; called in a thread.
+        path: The policy file.
+        document: What was loaded from it at start, of generation 1.
         now_s: Seconds since the epoch.
 
     Attributes:
@@ -48,8 +50,8 @@ class PolicyHolder:
 
     def __init__(
         self,
+        path: Path,
         document: CompiledDocument,
-        load: Callable[[int], CompiledDocument],
         *,
         now_s: Callable[[], float] = time.time,
     ) -> None:
@@ -62,7 +64,7 @@ class PolicyHolder:
         self.faults: tuple[str, ...] = ()
         self.restart_needed: tuple[str, ...] = ()
         self._started_with = document.settings
-        self._load = load
+        self._path = path
         self._now_s = now_s
         self._subscribers: list[Callable[[CompiledDocument], None]] = []
         self._reloading = asyncio.Lock()
@@ -75,8 +77,8 @@ class PolicyHolder:
         """Load the policy again; True when it was accepted. Reloads that overlap follow one another."""
         async with self._reloading:
             try:
-                document = await asyncio.to_thread(self._load, self.policy.generation + 1)
-                _refuse_nothing(self.document, document)
+                document = await asyncio.to_thread(load, self._path, self.policy.generation + 1)
+                self._refuse_nothing(document)
             except PolicyError as error:
                 self._refuse(tuple(map(str, error.faults)))
                 return False
@@ -96,6 +98,18 @@ class PolicyHolder:
         if self.restart_needed:
             detail["restart_needed_for"] = self.restart_needed
         return detail
+
+    def _refuse_nothing(self, new: CompiledDocument) -> None:
+        """A policy without rules, or a directory of rate limits that lost all its files, is a mishap, not a wish.
+
+        Raises:
+            PolicyError: Something would be replaced by nothing.
+        """
+        old, directory = self.policy, new.settings.ratelimit_directory
+        if old.rules.rules and not new.policy.rules.rules:
+            raise PolicyError([Fault(str(self._path), 0, "rules", "none is left", "at least one rule")])
+        if directory is not None and old.ratelimit.domains and not new.policy.ratelimit.domains:
+            raise PolicyError([Fault(directory, 0, "", "no domain is left", "at least one, or no ratelimit.directory")])
 
     def _replace(self, document: CompiledDocument) -> None:
         document.policy.ratelimit.continue_from(self.policy.ratelimit)
@@ -122,19 +136,6 @@ class PolicyHolder:
             faults=faults[:FAULTS_SHOWN_MAX],
             faults_total=len(faults),
         )
-
-
-def _refuse_nothing(old: CompiledDocument, new: CompiledDocument) -> None:
-    """A policy without rules, or a directory of rate limits that lost all its files, is a mishap, not a wish.
-
-    Raises:
-        PolicyError: Something would be replaced by nothing.
-    """
-    if old.policy.rules.rules and not new.policy.rules.rules:
-        raise PolicyError([Fault("policy", 0, "rules", "there are none left", "at least one rule")])
-    directory = new.settings.ratelimit_directory
-    if directory is not None and old.policy.ratelimit.domains and not new.policy.ratelimit.domains:
-        raise PolicyError([Fault(directory, 0, "", "no domain is left", "at least one, or no ratelimit.directory")])
 
 
 def _changed_settings(old: Settings, new: Settings) -> tuple[str, ...]:
