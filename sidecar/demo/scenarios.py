@@ -56,6 +56,8 @@ class Scenario:
                 wrong.append(f"response header {name}: {value!r}, which should hold {part!r}")
         if self.upstream:
             seen = reply.json().get("headers", {})
+            if not seen:
+                wrong.append("the upstream did not answer")
             for name, expected in self.upstream.items():
                 if seen.get(name) != expected:
                     wrong.append(f"the upstream saw {name}: {seen.get(name)!r}, not {expected!r}")
