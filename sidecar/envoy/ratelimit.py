@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,9 @@ DESCRIPTORS_MAX: Final = 256
 
 HITS_MAX: Final = REQUESTS_MAX + 1
 """Hits of one descriptor; more are counted as this many, which is above every limit."""
+
+_FIELDS_KEPT: Final = 4096
+"""Encoded numbers of each kind that are kept: an hour's seconds, and what remains of a common limit."""
 
 _OVERRIDE_UNITS: Final = {number: Unit(number) for number in RateLimitUnit.values() if number}
 """Of a request's own limit: its enum has no week."""
@@ -325,13 +329,18 @@ def _status(limit: DescriptorLimit, outcome: LimitOutcome, is_over: bool) -> byt
     encoded = limit.encoded
     if encoded is None:
         encoded = limit.encoded = _encode(limit)
-    status = encoded[is_over]
-    if outcome.remaining:
-        status += b"\x18" + varint(outcome.remaining)
-    if outcome.reset_after_us:
-        seconds = varint(-(-outcome.reset_after_us // US_PER_S))
-        status += b"\x22%c\x08%b" % (len(seconds) + 1, seconds)
+    status = encoded[is_over] + _remaining(outcome.remaining) + _until_reset(-(-outcome.reset_after_us // US_PER_S))
     return delimited(_STATUSES, status)
+
+
+@lru_cache(maxsize=_FIELDS_KEPT)
+def _remaining(requests: int) -> bytes:
+    return b"\x18" + varint(requests) if requests else b""
+
+
+@lru_cache(maxsize=_FIELDS_KEPT)
+def _until_reset(seconds: int) -> bytes:
+    return delimited(0x22, b"\x08" + varint(seconds)) if seconds else b""
 
 
 def _encode(limit: DescriptorLimit) -> tuple[bytes, bytes]:
