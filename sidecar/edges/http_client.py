@@ -124,7 +124,7 @@ async def get(url: str, *, timeout_s: float, insecure_http: bool = False, ca_fil
     except UnicodeError:
         raise FetchError("the URL's host is not a name") from None
     except h11.RemoteProtocolError:
-        raise FetchError(f"{target.host} does not answer in HTTP/1.1") from None
+        raise FetchError(f"{target.host} did not answer in complete HTTP/1.1") from None
 
 
 async def _exchange(target: Target, ca_file: str | None) -> Fetched:
@@ -174,7 +174,7 @@ async def _response(connection: h11.Connection, reader: asyncio.StreamReader, ho
         elif isinstance(event, h11.EndOfMessage):
             return Fetched(bytes(body), max_age_s)
         elif not isinstance(event, h11.InformationalResponse):
-            raise FetchError(f"{host} closed the connection before its answer was complete")
+            raise FetchError(f"{host} did not answer in complete HTTP/1.1")
 
 
 def _accept(response: h11.Response, host: str) -> int | None:
