@@ -38,6 +38,10 @@ OVERRIDES_MAX: Final = 1024
 """How many different limits brought along by requests a domain keeps compiled; when full it starts over."""
 
 
+OVERRIDE: Final = "(override)"
+"""Stands for all limits that requests brought along, in statistics."""
+
+
 class Unit(enum.IntEnum):
     """The length of a limit's window; numbers as in RateLimitResponse.RateLimit.Unit (not in order of length)."""
 
@@ -105,15 +109,27 @@ class DescriptorRule:
 class LimitStats:
     """What one configured limit has counted, in hits (not requests), under the reference's names.
 
-    `path` is made of the configuration alone, never of a request's values, so there are as many as there are limits.
+    `limit` is its path, `key_value.key_value`, made of the configuration alone and never of a request's values, so
+    there are as many as there are limits.
     """
 
-    path: str
+    domain: str
+    limit: str
     total_hits: int = 0
     over_limit: int = 0
     near_limit: int = 0
     within_limit: int = 0
     shadow_mode: int = 0
+
+    def outcomes(self) -> dict[str, int]:
+        """The figures by name. They overlap: near hits may be within, shadow hits are over, all are in the total."""
+        return {
+            "total_hits": self.total_hits,
+            "within_limit": self.within_limit,
+            "near_limit": self.near_limit,
+            "over_limit": self.over_limit,
+            "shadow_mode": self.shadow_mode,
+        }
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -297,9 +313,9 @@ class Domain:
         self.name = name
         self.key_label = b"rl:%b:" % re.sub(r"[^A-Za-z0-9.-]", "_", name)[:DOMAIN_LABEL_CHARS_MAX].encode("ascii")
         self.limits: list[DescriptorLimit] = []
-        self.override_stats = LimitStats(f"{name}.(override)")
+        self.override_stats = LimitStats(name, OVERRIDE)
         self._overrides: dict[tuple[int, Unit, int], DescriptorLimit] = {}
-        self._root = self._compile(descriptors, name, ())
+        self._root = self._compile(descriptors, "", ())
 
     def find(self, entries: Iterable[Entry]) -> DescriptorLimit | None:
         """The limit that applies to a descriptor, or None."""
@@ -350,9 +366,9 @@ class Domain:
     ) -> _Level | None:
         nodes: list[tuple[DescriptorRule, _Node]] = []
         for order, rule in enumerate(rules):
-            path = f"{parent}.{rule.composite}"
+            path = f"{parent}.{rule.composite}" if parent else rule.composite
             shared = (*patterns, (depth, rule.key, rule.value)) if rule.share_threshold else patterns
-            limit = _compile_limit(rule, path, shared)
+            limit = _compile_limit(rule, LimitStats(self.name, path), shared)
             if limit is not None:
                 self.limits.append(limit)
             nodes.append((rule, _Node(order, limit, self._compile(rule.descriptors, path, shared, depth + 1))))
@@ -360,12 +376,11 @@ class Domain:
 
 
 def _compile_limit(
-    rule: DescriptorRule, path: str, patterns: tuple[tuple[int, str, str], ...]
+    rule: DescriptorRule, stats: LimitStats, patterns: tuple[tuple[int, str, str], ...]
 ) -> DescriptorLimit | None:
     rate_limit = rule.rate_limit
     if rate_limit is None:
         return None
-    stats = LimitStats(path)
     if rate_limit.unit is None:
         return DescriptorLimit(
             limit=None, unit=None, stats=stats, name=rate_limit.name, replaces=frozenset(rate_limit.replaces)
@@ -381,7 +396,7 @@ def _compile_limit(
 
 def _descriptor_limit(requests: int, unit: Unit, stats: LimitStats, unit_multiplier: int = 1) -> DescriptorLimit:
     limit = Limit(
-        name=stats.path,
+        name=f"{stats.domain}.{stats.limit}",
         requests=requests,
         window_us=unit.seconds * unit_multiplier * US_PER_S,
         algorithm=Algorithm.FIXED_WINDOW,
@@ -398,23 +413,26 @@ class RateLimitConfig:
     Attributes:
         domains: By name.
         on_failure: What an answer is while the counters cannot be read.
-        stats: By path, for the collector of metrics; limits whose paths read the same share one.
+        stats: By domain and limit, for the collector of metrics; limits whose paths read the same share one.
     """
 
     domains: Mapping[str, Domain]
     on_failure: OnFailure = OnFailure.ERROR
-    stats: dict[str, LimitStats] = field(init=False, default_factory=dict)
+    stats: dict[tuple[str, str], LimitStats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._share_stats()
 
     def continue_from(self, previous: RateLimitConfig) -> None:
         """Count on where `previous` counts, for the limits that are still there: called when a policy is replaced."""
-        self.stats = {path: previous.stats.get(path, stats) for path, stats in self.stats.items()}
+        self.stats = {label: previous.stats.get(label, stats) for label, stats in self.stats.items()}
         self._share_stats()
 
     def _share_stats(self) -> None:
         for domain in self.domains.values():
-            domain.override_stats = self.stats.setdefault(domain.override_stats.path, domain.override_stats)
+            domain.override_stats = self._shared(domain.override_stats)
             for limit in domain.limits:
-                limit.stats = self.stats.setdefault(limit.stats.path, limit.stats)
+                limit.stats = self._shared(limit.stats)
+
+    def _shared(self, stats: LimitStats) -> LimitStats:
+        return self.stats.setdefault((stats.domain, stats.limit), stats)

@@ -1,7 +1,7 @@
 """From the document to what deciding needs: written -> validated -> compiled.
 
-`load` reports every fault of every kind at once. Where the models refuse a part (a rule, an issuer, a limit, a section),
-that part alone is left out, and what can be checked between the others still is.
+`load` reports every fault of every kind at once. Where the models refuse a part (a rule, an issuer, a limit, a
+section), that part alone is left out, and what can be checked between the others still is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidecar.core.descriptors import RateLimitConfig
+from sidecar.core.limits import OnFailure
 from sidecar.core.policy import Policy
 from sidecar.core.secret import MASK
 from sidecar.policy.compile_issuers import compile_issuers
@@ -21,6 +22,7 @@ from sidecar.policy.compile_settings import compile_settings
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.files import Files
 from sidecar.policy.ratelimit_files import load_directory
+from sidecar.policy.references import check_references
 from sidecar.policy.validate import Validated, validate
 from sidecar.policy.yaml import Source, read
 
@@ -59,6 +61,7 @@ def compile_source(source: Source, directory: Path, generation: int) -> Compiled
         PolicyError: With every fault.
     """
     validated = validate(source)
+    check_references(validated)
     document = validated.document
     files = Files(directory, validated)
     settings = compile_settings(validated, files)
@@ -86,7 +89,7 @@ def _ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
         validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
         return RateLimitConfig({})
     try:
-        return load_directory(path)
+        return load_directory(path, OnFailure(section.on_redis_failure))
     except PolicyError as error:
         validated.faults += error.faults
         return RateLimitConfig({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.descriptors import DescriptorLimit, LimitStats, Unit
 from sidecar.core.limits import Limit, LimitOutcome, OnFailure, StoreFailure, Verdict
-from sidecar.core.windows import decide
+from sidecar.edges.local_store import LocalStore
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from sidecar.envoy.ratelimit import DESCRIPTORS_MAX, Answer, RateLimitService, Statuses
 from sidecar.policy.ratelimit_files import load_directory
@@ -25,22 +26,21 @@ UNTIL_HOUR_S = HOUR_S - 1_700_000_000 % HOUR_S
 
 
 class Store:
-    """The specification of counting over a dict, on a clock that the test sets."""
+    """The in-process store on a clock that the test sets, standing for Redis too; it fails when told to."""
 
-    def __init__(self):
+    def __init__(self, *, local: bool):
         self.now_us = NOW_US
-        self.states = {}
         self.calls = []
         self.failure = None
+        self._local = local
+        self._counting = LocalStore(now_us=lambda: self.now_us)
 
     def charge(self, charges, deadline, done):
         self.calls.append((list(charges), deadline))
         if self.failure is not None:
             done(self.failure)
-            return
-        decided = decide(charges, self.now_us, self.states.get)
-        self.states.update({write.key: write.state for write in decided.writes})
-        done(Verdict(all(outcome.allowed for outcome in decided.outcomes), decided.outcomes))
+        else:
+            self._counting.charge(charges, deadline, lambda verdict: done(replace(verdict, local=self._local)))
 
 
 class Call:
@@ -68,7 +68,7 @@ class Service:
     def __init__(self, directory: Path, descriptors: str, on_failure: OnFailure = OnFailure.ERROR):
         (directory / "d.yaml").write_text(f"domain: d\ndescriptors:\n{descriptors}")
         self.config = load_directory(directory, on_failure)
-        self.store, self.local_store, self.events = Store(), Store(), []
+        self.store, self.local_store, self.events = Store(local=False), Store(local=True), []
         self.service = RateLimitService(
             lambda: SimpleNamespace(ratelimit=self.config), self.store, self.local_store, "test", self.events.append
         )
@@ -200,7 +200,7 @@ def test_shadow_mode_reports_ok_and_counts(service):
     basic = service(BASIC)
     assert [basic.codes("shadow=1") for _ in range(3)] == ["oo", "oo", "oo"]
     assert "limit_remaining" not in status(basic.ask("shadow=1"))
-    stats = basic.config.stats["d.shadow"]
+    stats = basic.config.stats["d", "shadow"]
     assert (stats.total_hits, stats.within_limit, stats.over_limit, stats.shadow_mode) == (4, 1, 3, 3)
 
 
@@ -265,7 +265,7 @@ def test_a_replaced_limit_does_not_count(service, path, codes):
     answers = [replaced.ask("a=1", path) for _ in range(2)]
     assert replaced.codes("a=1", path) == codes
     assert answers[0].statuses[0].HasField("current_limit") == (codes[0] == "x")
-    assert replaced.config.stats["d.a"].total_hits == (3 if codes[0] == "x" else 0)
+    assert replaced.config.stats["d", "a"].total_hits == (3 if codes[0] == "x" else 0)
 
 
 QUOTA = """
@@ -313,7 +313,7 @@ def test_a_request_brings_its_own_limit(service, override, limit, reset_s):
     assert answer.statuses[0].duration_until_reset.seconds == reset_s
     assert [basic.codes(asked) for _ in range(2)] == ["oo", "xx"]
     assert basic.ask(asked, domain="other").overall_code == RateLimitResponse.OK
-    assert basic.config.stats["d.(override)"].total_hits == 3
+    assert basic.config.stats["d", "(override)"].total_hits == 3
 
 
 UNITS = "SECOND (1), MINUTE (2), HOUR (3), DAY (4), MONTH (5), YEAR (6) are accepted"
@@ -419,7 +419,7 @@ def test_without_counts_no_numbers_are_told(service):
     denied.store.failure = StoreFailure.UNREACHABLE
     limit = {"requests_per_unit": 3, "unit": "HOUR", "name": "users"}
     assert status(denied.ask("user=u")) == {"code": "OVER_LIMIT", "current_limit": limit}
-    assert denied.config.stats["d.user"].total_hits == 0
+    assert denied.config.stats["d", "user"].total_hits == 0
 
 
 def test_a_request_sees_one_configuration(service):
@@ -487,7 +487,7 @@ def test_a_status_reads_as_it_was_meant(requests, unit, name, multiplier, outcom
     """The joined fragments are the message that protobuf would have written, for any limit and outcome."""
     allowed, remaining, reset_us = outcome
     limit = Limit(name="", requests=requests, window_us=1000)
-    compiled = DescriptorLimit(limit=limit, unit=unit, unit_multiplier=multiplier, name=name, stats=LimitStats(""))
+    compiled = DescriptorLimit(limit=limit, unit=unit, unit_multiplier=multiplier, name=name, stats=LimitStats("", ""))
     expected = RateLimitResponse(overall_code=RateLimitResponse.OK if allowed else RateLimitResponse.OVER_LIMIT)
     each = expected.statuses.add(code=expected.overall_code, limit_remaining=remaining)
     each.current_limit.requests_per_unit = requests

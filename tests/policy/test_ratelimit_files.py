@@ -59,10 +59,10 @@ def test_every_key_of_the_format_is_read():
     assert (deep.unit, deep.limit.requests, deep.shadow_mode, deep.quota_mode) == (Unit.MONTH, 2**32 - 1, True, True)
     assert deep.patterns == ((0, "path", "/a*"),)
     assert find(config, "every", ("path", "/abc"), ("none", "u")) is None
-    assert [limit.stats.path for limit in config.domains["every"].limits] == [
-        "every.plain_one",
-        "every.free",
-        "every.path_/a*.user",
+    assert [limit.stats.limit for limit in config.domains["every"].limits] == [
+        "plain_one",
+        "free",
+        "path_/a*.user",
     ]
 
 
