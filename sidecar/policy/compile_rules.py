@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
-from sidecar.core.limits import US_PER_S, WINDOW_US_MAX, WINDOW_US_MIN, Algorithm, Limit, OnFailure
+from sidecar.core.limits import WINDOW_US_MAX, WINDOW_US_MIN, Algorithm, Limit, OnFailure
 from sidecar.core.rules import (
     ExactPath,
     HeaderMatch,
@@ -29,15 +29,15 @@ from sidecar.core.selectors import (
     PathParameterSelector,
     Selector,
 )
-from sidecar.policy import document as written
 from sidecar.policy.compile_issuers import claim_path
-from sidecar.policy.faults import did_you_mean
-from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_rate, parse_template
 from sidecar.policy.durations import parse as parse_duration
 from sidecar.policy.durations import render as render_duration
+from sidecar.policy.faults import did_you_mean
+from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_rate, parse_template
 
 if TYPE_CHECKING:
     from sidecar.core.issuer import IssuerPolicy
+    from sidecar.policy import document as written
     from sidecar.policy.validate import Validated
     from sidecar.policy.yaml import PathParts
 
@@ -123,21 +123,14 @@ class RuleCompiler:
         self._identity_headers = identity_headers(name for section in sections for name in section.headers)
 
     def table(self) -> RuleTable:
-        """The table of all rules that are right."""
-        document, numbers = self.validated.document, self.validated.rule_numbers
+        """The table of all rules that are right; names are taken to be unique, and known (see `references`)."""
         rules: dict[str, Rule] = {}
         places: dict[str, int] = {}
-        for number, section in zip(numbers, document.rules, strict=True):
-            where = ("rules", number)
-            rule = self._rule(where, section)
-            if section.name in places:
-                line = self.validated.source.line_of(("rules", places[section.name], "name"))
-                message = f"the name {section.name!r} is already that of the rule on line {line}"
-                self.validated.fault((*where, "name"), message, "each rule's name once")
-                continue
-            places[section.name] = number
-            if rule is not None:
+        for number, section in zip(self.validated.rule_numbers, self.validated.document.rules, strict=True):
+            rule = self._rule(("rules", number), section)
+            if rule is not None and section.name not in rules:
                 rules[section.name] = rule
+                places[section.name] = number
         return self._table(rules, places)
 
     def _table(self, rules: dict[str, Rule], places: Mapping[str, int]) -> RuleTable:
@@ -154,12 +147,11 @@ class RuleCompiler:
         return RuleTable(())
 
     def _rule(self, where: PathParts, section: written.RuleSection) -> Rule | None:
-        faults_before = len(self.validated.faults)
         match = self._match(where, section.match)
         template = section.match.path.template
         parameters = parameter_names(template) if template is not None else ()
         anonymous = bool(section.anonymous)
-        issuers = self._accepted_issuers(where, section)
+        issuers = self._accepted_issuers(section)
         if anonymous and section.authorize is not None:
             message = "nobody is proved where the rule is anonymous, so nothing can be required"
             self.validated.fault((*where, "authorize"), message, "authenticate instead of anonymous")
@@ -167,7 +159,7 @@ class RuleCompiler:
         limits = self._limits(where, section, parameters)
         authorize = compile_condition(section.authorize) if section.authorize is not None else None
         forward = section.upstream.forward_credential
-        if len(self.validated.faults) > faults_before or anonymous == bool(issuers):
+        if anonymous == bool(issuers):
             return None
         return Rule(
             name=section.name,
@@ -198,25 +190,17 @@ class RuleCompiler:
             headers=tuple(headers.values()),
         )
 
-    def _accepted_issuers(self, where: PathParts, section: written.RuleSection) -> Mapping[str, IssuerPolicy]:
-        if (section.authenticate is None) == (section.anonymous is None):
-            given = "both are given" if section.anonymous else "neither authenticate nor anonymous is given"
-            accepted = "either authenticate: {issuers: [NAME]} or anonymous: true"
-            self.validated.fault((*where, "anonymous") if section.anonymous else where, given, accepted)
-            return {}
+    def _accepted_issuers(self, section: written.RuleSection) -> Mapping[str, IssuerPolicy]:
         if section.authenticate is None:
             return {}
-        names = tuple(section.authenticate.issuers)
-        self._check_names((*where, "authenticate", "issuers"), names, "issuers")
-        known = tuple(name for name in names if name in self.issuers)
-        if known not in self._issuer_sets:
-            self._issuer_sets[known] = {self.issuers[name].issuer: self.issuers[name] for name in known}
-        return self._issuer_sets[known]
+        names = tuple(name for name in section.authenticate.issuers if name in self.issuers)
+        if names not in self._issuer_sets:
+            self._issuer_sets[names] = {self.issuers[name].issuer: self.issuers[name] for name in names}
+        return self._issuer_sets[names]
 
     def _limits(
         self, where: PathParts, section: written.RuleSection, parameters: tuple[str, ...]
     ) -> tuple[LimitBinding, ...]:
-        self._check_names((*where, "limits"), section.limits, "limits")
         bindings = []
         for n, name in enumerate(section.limits):
             if name in self.limits:
@@ -225,16 +209,6 @@ class RuleCompiler:
                     at = (*where, "limits", n)
                     self._check_selector(at, f"the limit {name!r}", selector, parameters, bool(section.anonymous))
         return tuple(bindings)
-
-    def _check_names(self, where: PathParts, names: Iterable[str], section: str) -> None:
-        seen: set[str] = set()
-        for n, name in enumerate(names):
-            if name not in self.validated.names[section]:
-                accepted = did_you_mean(name, self.validated.names[section], section)
-                self.validated.fault((*where, n), f"there is no {name!r} among the {section}", accepted)
-            elif name in seen:
-                self.validated.fault((*where, n), f"{name!r} is listed twice", "each name once")
-            seen.add(name)
 
     def _headers(
         self, where: PathParts, section: written.UpstreamSection, parameters: tuple[str, ...], *, anonymous: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidecar.core.limits import US_PER_S, OnFailure
 from sidecar.policy import durations
@@ -54,21 +54,11 @@ def seconds(duration: str) -> float:
 
 def server_limits(written: TransportLimits) -> ServerLimits:
     """The transport's limits: the same names, with `_s` where a duration is written."""
-    return ServerLimits(
-        message_bytes_max=written.message_bytes_max,
-        concurrent_streams_max=written.concurrent_streams_max,
-        connections_max=written.connections_max,
-        calls_in_flight_max=written.calls_in_flight_max,
-        header_list_bytes_max=written.header_list_bytes_max,
-        header_count_max=written.header_count_max,
-        stream_send_queue_messages_max=written.stream_send_queue_messages_max,
-        keepalive_idle_s=seconds(written.keepalive_idle),
-        keepalive_timeout_s=seconds(written.keepalive_timeout),
-        handshake_timeout_s=seconds(written.handshake_timeout),
-        max_connection_age_s=seconds(written.max_connection_age),
-        max_connection_age_grace_s=seconds(written.max_connection_age_grace),
-        write_stall_timeout_s=seconds(written.write_stall_timeout),
-    )
+    values: dict[str, Any] = {
+        (f"{name}_s" if isinstance(value, str) else name): seconds(value) if isinstance(value, str) else value
+        for name, value in written.model_dump().items()
+    }
+    return ServerLimits(**values)
 
 
 def _listen(validated: Validated, server: ServerSection) -> tuple[Address, ...]:

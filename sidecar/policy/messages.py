@@ -28,7 +28,6 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
-    "union_tag_not_found": "text, a list or a mapping, as described",
 }
 
 
@@ -45,36 +44,48 @@ def written_path(loc: tuple[int | str, ...]) -> PathParts:
 
 
 def _sentence(error: ErrorDetails, path: PathParts) -> tuple[str, str]:
+    """What is wrong, and what is accepted."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shows = not path or path[0] not in _SECRET_PATHS
+    if isinstance(wrong := context.get("error"), Wrong):
+        return wrong.message, wrong.accepted
     match kind:
-        case "value_error" if isinstance(context.get("error"), Wrong):
-            return context["error"].message, context["error"].accepted
         case "extra_forbidden":
             return f"unknown key {shown(path[-1])}", _known_keys(path)
         case "missing":
             return "the key is missing", _description(path)
         case "literal_error":
-            accepted = f"one of {', '.join(map(str, _literals(context)))}" if context else ""
-            return (f"{_named(value)} is not a choice" if shows else "not a choice"), accepted
-        case "union_tag_invalid":
-            return f"{_kind_of(value)} is not accepted here", _description(path)
+            return (f"{_named(value)} is not a choice" if shows else "not a choice"), _choices(context)
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return f"{_named(value)} is out of range", _range(path, context)
         case "too_short":
-            return "it is empty", f"at least {context.get('min_length', 1)} item(s)"
+            return "it is empty", f"at least {context.get('min_length')} item(s)"
         case "too_long":
-            return "it has too many items", f"at most {context.get('max_length')}"
+            return "it has too many items", f"at most {context.get('max_length')} items"
+        case "union_tag_not_found" | "union_tag_invalid":
+            quotes = "; text in quotes" if isinstance(value, (int, float)) else ""
+            return f"{_kind_of(value)} is not accepted here", f"{_description(path)}{quotes}"
+    return _wrong_type(kind, value, path, shows=shows)
+
+
+def _wrong_type(kind: str, value: Any, path: PathParts, *, shows: bool) -> tuple[str, str]:
     expected = _EXPECTED.get(kind)
     if expected is None:
         return "the value is not accepted", _description(path)
-    if kind.startswith("union"):
-        return f"{_kind_of(value)} is not accepted here", _description(path)
     found = (
         f"{_kind_of(value)} ({_named(value)})" if shows and isinstance(value, (str, int, float)) else _kind_of(value)
     )
-    hint = ", in quotes" if kind == "string_type" and isinstance(value, (int, float)) else ""
-    return f"{found} instead of {expected}", f"{expected}{hint}"
+    return f"{found} instead of {expected}", _accepted_type(kind, value, path)
+
+
+def _accepted_type(kind: str, value: Any, path: PathParts) -> str:
+    model, name = _model_and_key(path)
+    field = model.model_fields.get(name) if model is not None else None
+    if kind == "model_type" and (inner := model_in(field.annotation if field else None)) is not None:
+        return inner.accepted() if issubclass(inner, Choice) else f"a mapping; keys: {', '.join(inner.model_fields)}"
+    example = next((e for e in (field.examples or () if field else ()) if isinstance(e, str)), None)
+    such_as = f" such as {example}" if kind == "string_type" and example is not None else ""
+    return f"{_EXPECTED[kind]}{such_as}{', in quotes' if isinstance(value, (bool, int, float)) and not such_as else ''}"
 
 
 def _named(value: Any) -> str:
@@ -98,10 +109,11 @@ def _kind_of(value: Any) -> str:
             return "no value"
 
 
-def _literals(context: dict[str, Any]) -> list[str]:
-    """`'a', 'b' or 'c'` as a list of words."""
-    text = str(context.get("expected", "")).replace(" or ", ", ")
-    return [word.strip("'").lower() if word in {"True", "False"} else word.strip("'") for word in text.split(", ")]
+def _choices(context: dict[str, Any]) -> str:
+    """Pydantic's `'a', 'b' or 'c'` (or `True`) as YAML writes it: `a, b, c`."""
+    words = str(context.get("expected", "")).replace(" or ", ", ").split(", ")
+    choices = ", ".join(word.lower() if word in {"True", "False"} else word.strip("'") for word in words)
+    return f"one of {choices}" if len(words) > 1 else f"{choices}, or leave the key out"
 
 
 def _range(path: PathParts, context: dict[str, Any]) -> str:
@@ -137,8 +149,8 @@ def _model_and_key(path: PathParts) -> tuple[type[BaseModel] | None, str]:
     for part in path:
         if isinstance(part, int):
             continue
-        if named:  # a name that the policy's author chose, as in `issuers.<name>`
-            named, owner, key = False, None, part
+        if named:  # a name that the policy's author chose, as in `issuers.<name>`: described by the field above it
+            named = False
             continue
         owner, key = model, part
         field = model.model_fields.get(part) if model is not None else None

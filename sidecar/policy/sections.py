@@ -41,6 +41,13 @@ class TransportLimits(Model):
     calls_in_flight_max: int = Field(
         16384, ge=1, le=1_000_000, description="Calls at once on all connections.", examples=[8192]
     )
+    receive_buffer_bytes_max: int = Field(
+        64 * 1024 * 1024,
+        ge=1024,
+        le=4 * 1024 * 1024 * 1024,
+        description="All messages that have arrived in part, together, in bytes.",
+        examples=[16777216],
+    )
     header_list_bytes_max: int = Field(
         32 * 1024, ge=1024, le=1024 * 1024, description="Metadata of one call, in bytes.", examples=[16384]
     )
@@ -139,7 +146,7 @@ class RedisSection(Model):
     """Where limits are counted. Changes need a restart."""
 
     url: RedisUrlText = Field(
-        description="`redis://host:port/db`, `rediss://` for TLS, `unix:///path?db=0`, or `embedded` (starts a Valkey).",
+        description="`redis://host:port/db`, `rediss://` (TLS), `unix:///path?db=0`, or `embedded` (starts one).",
         examples=["redis://127.0.0.1:6379/0", "embedded"],
     )
     username: Text | None = Field(None, description="ACL user.", examples=["limiter"])

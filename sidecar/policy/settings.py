@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from sidecar.core.limits import OnFailure
-from sidecar.core.secret import Secret
-from sidecar.transport.service import Address, ServerLimits, TcpAddress, TlsFiles
+if TYPE_CHECKING:
+    from sidecar.core.limits import OnFailure
+    from sidecar.core.secret import Secret
+    from sidecar.transport.service import Address, ServerLimits, TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +26,12 @@ class RedisSettings:
     """Where limits are counted. `address` None: embedded. `tls` is set exactly for `rediss://`."""
 
     address: Address | None
-    database: int = 0
-    username: str | None = None
-    password: Secret | None = None
-    tls: RedisTlsFiles | None = None
-    timeout_s: float = 0.05
-    key_prefix: str = "sidecar"
+    database: int
+    username: str | None
+    password: Secret | None
+    tls: RedisTlsFiles | None
+    timeout_s: float
+    key_prefix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,17 +45,17 @@ class Settings:
         audit: "stdout", "none", or the path of a file.
     """
 
-    listen: tuple[Address, ...] = (TcpAddress("127.0.0.1", 9090),)
-    engine: Literal["http2", "grpcio"] = "http2"
-    workers: int = 1
-    check_timeout_s: float = 0.15
-    tls: TlsFiles | None = None
-    limits: ServerLimits = field(default_factory=ServerLimits)
-    drain_grace_s: float = 20.0
-    admin: Address = TcpAddress("127.0.0.1", 9091)
-    redis: RedisSettings | None = None
-    ratelimit_directory: str | None = None
-    ratelimit_on_failure: OnFailure = OnFailure.ERROR
-    local_share: float = 1.0
-    audit: str = "stdout"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    listen: tuple[Address, ...]
+    engine: Literal["http2", "grpcio"]
+    workers: int
+    check_timeout_s: float
+    tls: TlsFiles | None
+    limits: ServerLimits
+    drain_grace_s: float
+    admin: Address
+    redis: RedisSettings | None
+    ratelimit_directory: str | None
+    ratelimit_on_failure: OnFailure
+    local_share: float
+    audit: str
+    log_level: Literal["debug", "info", "warning", "error"]

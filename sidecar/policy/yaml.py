@@ -2,8 +2,8 @@
 
 The parser is libyaml's; composing is ours, because what a policy needs differs from YAML 1.1: of the plain scalars only
 `true` and `false` are booleans (`on`, `no` and `y` are text), numbers are written as in JSON (`010` and `1:30` are
-text), and nothing becomes a date. Duplicate keys, tags, merge keys and further documents are faults. Every size is bounded:
-aliases count as often as they are used, so no document unfolds into more than `NODES_MAX` nodes.
+text), and nothing becomes a date. Duplicate keys, tags, merge keys and further documents are faults. Every size is
+bounded: aliases count as often as they are used, so no document unfolds into more than `NODES_MAX` nodes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""What parts of a document say about each other by name, checked on the data as written.
+
+So these faults show also where the models refuse the part that holds them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sidecar.policy.faults import did_you_mean
+from sidecar.policy.yaml import Mapping, PathParts, Sequence
+
+if TYPE_CHECKING:
+    from sidecar.policy.validate import Validated
+
+
+def check_references(validated: Validated) -> None:
+    """Add faults for names of rules, issuers and limits, and for rules that do not say who is let in."""
+    rules = validated.source.root.get("rules")
+    if not isinstance(rules, Sequence):
+        return
+    first: dict[str, int] = {}
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, Mapping):
+            continue
+        where = ("rules", number)
+        name = rule.get("name")
+        if isinstance(name, str) and first.setdefault(name, number) != number:
+            line = validated.source.line_of(("rules", first[name], "name"))
+            message = f"the name {name!r} is already that of the rule on line {line}"
+            validated.fault((*where, "name"), message, "each rule's name once")
+        _check_who(validated, where, rule)
+        authenticate = rule.get("authenticate")
+        if isinstance(authenticate, Mapping):
+            _check_names(validated, (*where, "authenticate", "issuers"), authenticate.get("issuers"), "issuers")
+        _check_names(validated, (*where, "limits"), rule.get("limits"), "limits")
+
+
+def _check_who(validated: Validated, where: PathParts, rule: Mapping) -> None:
+    accepted = "either authenticate: {issuers: [NAME]} or anonymous: true"
+    if "authenticate" in rule and "anonymous" in rule:
+        validated.fault((*where, "anonymous"), "authenticate and anonymous are given together", accepted)
+    elif "authenticate" not in rule and "anonymous" not in rule:
+        validated.fault(where, "neither authenticate nor anonymous is given", accepted)
+
+
+def _check_names(validated: Validated, where: PathParts, names: Any, section: str) -> None:
+    if not isinstance(names, Sequence):
+        return
+    known, seen = validated.names[section], set[str]()
+    for n, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
+        if name not in known:
+            accepted = did_you_mean(name, known, section)
+            validated.fault((*where, n), f"there is no {name!r} among the {section}", accepted)
+        elif name in seen:
+            validated.fault((*where, n), f"{name!r} is listed twice", "each name once")
+        seen.add(name)
