@@ -245,9 +245,14 @@ def _limits(parts: _LimitsParts, outcomes: Sequence[LimitOutcome]) -> tuple[byte
 
 
 class _DenialParts:
-    """A reason in answers: as a denial, or as an error (`error_response`, always 503)."""
+    """A reason in answers: as a denial, or as an error (`error_response`, always 503).
 
-    __slots__ = ("field", "http", "metadata", "plain_body", "problem", "status")
+    `to_grpc` is for gRPC callers. Envoy (measured on 1.36.2 and 1.40.0) answers them with HTTP 200, makes the body
+    `grpc-message`, and prefers a `grpc-status` of ours to its own reading of the HTTP status, in which 429 is
+    UNAVAILABLE and 400 is INTERNAL.
+    """
+
+    __slots__ = ("field", "http", "metadata", "problem", "status", "to_grpc")
 
     def __init__(self, reason: DenyReason, *, as_error: bool) -> None:
         row = REASONS[reason]
@@ -256,7 +261,8 @@ class _DenialParts:
         self.status = wire.delimited(_STATUS, b"\x08" + wire.varint(row.grpc_status))
         self.http = wire.delimited(_HTTP_STATUS, b"\x08" + wire.varint(http_status)) + _NO_STORE
         self.metadata = wire.struct_string(_REASON, reason.value.encode("ascii"))
-        self.plain_body = wire.delimited(_BODY, row.detail.encode("ascii"))
+        grpc_status = wire.header_option(_SET, wire.header_name("grpc-status"), b"%d" % row.grpc_status)
+        self.to_grpc = grpc_status + wire.delimited(_BODY, row.detail.encode("ascii"))
         self.problem = _problem_head(reason, http_status)
 
 
@@ -291,7 +297,7 @@ def _denied(reason: DenyReason, decision: Decision, request: RequestContext | No
     if request is None:
         http += _PROBLEM + wire.delimited(_BODY, _problem(denial, reason, outcomes, ""))
     elif _is_grpc(request):
-        http += denial.plain_body
+        http += denial.to_grpc
     elif request.method == "HEAD":
         http += _PROBLEM
     else:
