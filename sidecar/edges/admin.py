@@ -7,20 +7,20 @@ It answers GET and HEAD on a few paths. Connections, header sizes and waiting ti
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
-import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import h11
 import msgspec
 
 from sidecar.edges.log import get_log
+from sidecar.transport.listeners import remove_socket, socket_identity, unix_listener
 from sidecar.transport.service import Address, TcpAddress, UnixAddress
+
+if TYPE_CHECKING:
+    import socket
 
 CONNECTIONS_MAX: Final = 64
 HEADER_BYTES_MAX: Final = 16 * 1024
@@ -109,7 +109,7 @@ class AdminServer:
         self._timeout_s = timeout_s
         self._server: asyncio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()
-        self._unix_path: str | None = None
+        self._unix: tuple[UnixAddress, tuple[int, int] | None] | None = None
 
     async def start(self, address: Address) -> Address:
         """Bind and serve; returns the address with the real port.
@@ -118,9 +118,9 @@ class AdminServer:
             OSError: The address cannot be bound.
         """
         if isinstance(address, UnixAddress):
-            listener = private_unix_listener(address.path)
+            listener = _private_listener(address)
             self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=READ_BYTES)
-            self._unix_path = address.path
+            self._unix = address, socket_identity(address)
             return address
         self._server = await asyncio.start_server(self._connected, address.host, address.port, limit=READ_BYTES)
         return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
@@ -133,8 +133,8 @@ class AdminServer:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
             await self._server.wait_closed()
-        if self._unix_path is not None:
-            _remove(self._unix_path)
+        if self._unix is not None:
+            remove_socket(*self._unix)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -247,36 +247,9 @@ _REASONS: Final = {
 }
 
 
-def private_unix_listener(path: str) -> socket.socket:
-    """A socket at a path, for this user only; a socket file that nobody listens on any more is replaced.
-
-    Raises:
-        OSError: Somebody listens there, or the path cannot be used.
-    """
-    _remove_stale_socket(path)
-    listener = socket.socket(socket.AF_UNIX)
+def _private_listener(address: UnixAddress) -> socket.socket:
     umask = os.umask(0o177)
     try:
-        listener.bind(path)
-    except OSError:
-        listener.close()
-        raise
+        return unix_listener(address)
     finally:
         os.umask(umask)
-    return listener
-
-
-def _remove_stale_socket(path: str) -> None:
-    try:
-        if not stat.S_ISSOCK(Path(path).stat().st_mode):
-            raise FileExistsError(f"{path} exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.connect(path)
-        raise OSError(f"{path} is in use by another process")
-    _remove(path)
-
-
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)

@@ -190,7 +190,7 @@ async def test_unix_socket_is_private_and_replaces_a_stale_one(tmp_path):
     await first.start(address)
     assert path.stat().st_mode & 0o777 == 0o600
     assert (await _get(address, "/livez"))[0] == 200
-    with pytest.raises(OSError, match="in use by another process"):
+    with pytest.raises(OSError, match="another process"):
         await _server().start(address)
     await first.close()
     assert not path.exists()
@@ -203,6 +203,6 @@ async def test_unix_socket_is_private_and_replaces_a_stale_one(tmp_path):
     await second.close()
 
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match="not a socket"):
+    with pytest.raises(OSError, match="not a socket"):
         await _server().start(address)
     assert path.read_text() == "precious"

@@ -1,0 +1,189 @@
+"""What the supervisor asks its workers over their private sockets: samples, readiness and policy, made into one answer.
+
+Counters never go backwards: what a worker last showed stays in the sums when it does not answer, or has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import h11
+import msgspec
+
+from sidecar.edges.admin import Answer, Component, Route, json_answer, live_route, ready_answer
+from sidecar.edges.log import get_log
+from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
+from sidecar.edges.metrics_table import ROWS, Kind, Merge
+
+ANSWER_TIMEOUT_S: Final = 1.0
+"""A worker whose loop does not turn for so long is as good as gone."""
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+READ_BYTES: Final = 256 * 1024
+RETIRED_SERIES_MAX: Final = 20_000
+"""Series kept of workers that ended; beyond that all are forgotten, which a scraper sees as a counter's reset."""
+
+SAMPLES_PATH: Final = "/samples"
+
+_log = get_log("supervisor")
+
+
+class WorkerSilentError(Exception):
+    """A worker did not answer, or not in a way that can be read."""
+
+
+@dataclass(slots=True, eq=False)
+class WorkerView:
+    """A worker process as the supervisor sees it."""
+
+    index: int
+    socket_path: str
+    state: str = "starting"
+    """starting, running, or restarting."""
+    samples: Sequence[Sample] = field(default_factory=tuple)
+    """What it last showed."""
+
+
+def samples_route(metrics: Metrics) -> Route:
+    """What a worker answers at `SAMPLES_PATH`."""
+
+    async def samples(_headers: Mapping[str, str]) -> Answer:
+        return Answer(200, encode_samples(metrics.samples()))
+
+    return samples
+
+
+def metrics_route(collect: Callable[[], Awaitable[Sequence[Sample]]]) -> Route:
+    """`/metrics`, in the format that the scraper prefers."""
+
+    async def metrics(headers: Mapping[str, str]) -> Answer:
+        body, content_type = render(await collect(), headers.get("accept", ""))
+        return Answer(200, body, content_type)
+
+    return metrics
+
+
+class WorkerScrape:
+    """Answers for all workers together.
+
+    Args:
+        workers: The workers, which the supervisor keeps up to date.
+        own: The supervisor's own metrics.
+    """
+
+    def __init__(self, workers: Sequence[WorkerView], own: Metrics) -> None:
+        self.restarts = 0
+        self._workers = workers
+        self._own = own
+        self._retired: Sequence[Sample] = ()
+
+    def routes(self) -> dict[str, Route]:
+        """The routes of the supervisor's admin listener."""
+        return {
+            "/livez": live_route(),
+            "/readyz": self._ready,
+            "/metrics": metrics_route(self.samples),
+            "/policy": self._policy,
+        }
+
+    def retire(self, worker: WorkerView) -> None:
+        """A worker has ended: what it had counted stays counted."""
+        counted = [sample for sample in worker.samples if _is_counted(sample)]
+        worker.samples = ()
+        self.restarts += 1
+        together = merged([("", self._retired), ("", counted)])
+        self._retired = together if len(together) <= RETIRED_SERIES_MAX else ()
+
+    async def samples(self) -> list[Sample]:
+        """All workers' samples, the retired ones' counts and the supervisor's own, merged."""
+        await asyncio.gather(*(self._refresh(worker) for worker in self._workers if worker.state == "running"))
+        parts: list[tuple[str, Sequence[Sample]]] = [(str(worker.index), worker.samples) for worker in self._workers]
+        own = [sample for sample in self._own.samples() if ROWS[sample.name].merge is Merge.PER_WORKER]
+        return merged([*parts, ("", self._retired), ("supervisor", [*own, *self._about_workers()])])
+
+    def _about_workers(self) -> list[Sample]:
+        states = [worker.state for worker in self._workers]
+        return [
+            Sample("sidecar_worker_restarts_total", (), self.restarts),
+            *(Sample("sidecar_workers", (s,), states.count(s)) for s in ("starting", "running", "restarting")),
+        ]
+
+    async def _refresh(self, worker: WorkerView) -> None:
+        try:
+            _, body = await get(worker.socket_path, SAMPLES_PATH)
+            worker.samples = decode_samples(body)
+        except (WorkerSilentError, msgspec.DecodeError) as error:
+            _log.warning("worker_not_scraped", worker=worker.index, error=str(error))
+
+    async def _ready(self, _headers: Mapping[str, str]) -> Answer:
+        """Ready when a worker runs and every one that runs is ready: one that is not running is not listening."""
+        running = [worker for worker in self._workers if worker.state == "running"]
+        found = await asyncio.gather(*(_readiness(worker) for worker in running))
+        components = {f"worker-{worker.index}": component for worker, component in zip(running, found, strict=True)}
+        answer = ready_answer(components)
+        absent = {f"worker-{w.index}": {"ready": False, "state": w.state} for w in self._workers if w not in running}
+        document = msgspec.json.decode(answer.body)
+        document["components"] |= absent
+        return json_answer(document, answer.status)
+
+    async def _policy(self, _headers: Mapping[str, str]) -> Answer:
+        for worker in self._workers:
+            with contextlib.suppress(WorkerSilentError):
+                status, body = await get(worker.socket_path, "/policy")
+                return Answer(status, body)
+        return json_answer({"error": "no worker answers"}, 503)
+
+
+def _is_counted(sample: Sample) -> bool:
+    row = ROWS.get(sample.name)
+    return row is not None and row.kind is not Kind.GAUGE and row.merge is Merge.SUM
+
+
+async def _readiness(worker: WorkerView) -> Component:
+    try:
+        status, body = await get(worker.socket_path, "/readyz")
+        document: Any = msgspec.json.decode(body)
+        return Component(status == 200, {"components": document["components"]})
+    except (WorkerSilentError, msgspec.DecodeError, TypeError, KeyError) as error:
+        return Component(False, {"error": str(error)})
+
+
+async def get(socket_path: str, target: str) -> tuple[int, bytes]:
+    """Status and body of a GET to a worker's socket.
+
+    Raises:
+        WorkerSilentError: There is no answer within `ANSWER_TIMEOUT_S`, or it is not HTTP, or too large.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(socket_path)
+            try:
+                return await _exchange(reader, writer, target)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
+        raise WorkerSilentError(f"no answer: {str(error) or type(error).__name__}") from error
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[int, bytes]:
+    http = h11.Connection(h11.CLIENT)
+    request = h11.Request(method="GET", target=target, headers=[("Host", "worker"), ("Connection", "close")])
+    writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    status, body = 0, bytearray()
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(await reader.read(READ_BYTES))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > ANSWER_BYTES_MAX:
+                raise h11.RemoteProtocolError(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
+        elif isinstance(event, h11.EndOfMessage):
+            return status, bytes(body)
+        else:
+            raise h11.RemoteProtocolError("the connection was closed early")
