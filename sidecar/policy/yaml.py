@@ -23,8 +23,8 @@ FILE_BYTES_MAX = 16 * 1024 * 1024
 NODES_MAX = 2_000_000
 """Scalars, sequences and mappings with every alias unfolded: a document of `FILE_BYTES_MAX` has fewer."""
 
-DEPTH_MAX = 32
-"""A policy needs about ten, `authorize` nested five deep included."""
+DEPTH_MAX = 64
+"""A policy needs about ten, `authorize` nested five deep included; a rate limit file two for each level it nests."""
 
 INTEGER_DIGITS_MAX = 18
 
