@@ -19,6 +19,7 @@ from sidecar.transport.service import Call, Refusal, UnaryMethod
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
+    from sidecar.core.keys import KeySet
     from sidecar.core.limits import LimitStore, StoreFailure, Verdict
     from sidecar.core.policy import Policy
     from sidecar.core.token_cache import TokenCache
@@ -127,8 +128,8 @@ class CheckService:
         except Exception as bug:  # noqa: BLE001 - whatever it is, it must not become an allow
             self._fail(check, bug)
 
-    def _fetched(self, check: _Check) -> None:
-        """The issuer's keys were fetched, or could not be."""
+    def _fetched(self, check: _Check, _keys: KeySet | None) -> None:
+        """The issuer's keys were fetched, or could not be; the pipeline looks again."""
         if check.call.cancelled:
             return
         try:

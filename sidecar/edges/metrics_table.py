@@ -82,8 +82,8 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     MetricRow(
         "sidecar_ratelimit_total",
         _C,
-        ("domain", "limit", "outcome"),
-        "Descriptors answered by the rate limit service, by the limit that matched and what came of it.",
+        ("limit", "outcome"),
+        "Hits counted by the rate limit service: the limit's path in its configuration, and what came of them.",
     ),
     MetricRow("sidecar_calls_in_flight", _G, (), "gRPC calls begun and not answered."),
     MetricRow("sidecar_connections", _G, (), "Open gRPC connections."),

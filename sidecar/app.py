@@ -1,0 +1,290 @@
+"""The composition root: builds every part from the policy, starts them in order, and stops them in reverse.
+
+The only module that knows all others. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from sidecar.check import CHECK, CheckService
+from sidecar.core.token_cache import TokenCache
+from sidecar.edges import metric_sources
+from sidecar.edges.admin import AdminServer, Answer, Component, Route, json_route, live_route, ready_route
+from sidecar.edges.audit_sink import AuditSink
+from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
+from sidecar.edges.file_watch import FileWatcher
+from sidecar.edges.jwks import JwksEngine
+from sidecar.edges.local_store import LocalStore
+from sidecar.edges.log import configure_log, get_log
+from sidecar.edges.metrics import LatencyHistogram, Metrics, render
+from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
+from sidecar.edges.redis_store import TIMEOUT_S as REDIS_TIMEOUT_S
+from sidecar.edges.redis_store import RedisStore
+from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
+from sidecar.policy.compile import CompiledDocument, load, masked
+from sidecar.policy.holder import PolicyHolder
+from sidecar.transport.health import HealthService
+from sidecar.transport.service import Server, Service, UnaryMethod, UnixAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sidecar.core.audit import DecisionEvent
+    from sidecar.policy.settings import Settings
+    from sidecar.transport.grpcio import GrpcioServer
+    from sidecar.transport.http2 import Http2Server
+
+AUDIT_CLOSE_TIMEOUT_S = 2.0
+
+HEALTH_NAMES = ("", "envoy.service.auth.v3.Authorization", "envoy.service.ratelimit.v3.RateLimitService", "ratelimit")
+"""What the gRPC health service knows: the server, both services, and the name the reference rate limiter uses."""
+
+_log = get_log("app")
+
+
+def run(config: Path) -> int:
+    """Serve a policy until told to stop; returns the exit status.
+
+    Raises:
+        PolicyError: The policy is refused.
+        OSError: An address cannot be bound, or a file cannot be used.
+    """
+    document = load(config, 1)
+    configure_log(document.settings.log_level)
+    try:
+        uvloop.run(App(config, document).serve())
+    except EmbeddedValkeyError as error:
+        _log.error("start_failed", reason=str(error))
+        return 1
+    return 0
+
+
+class App:
+    """One serving process.
+
+    Args:
+        config: The policy file, read again at each reload.
+        document: What it held at start.
+    """
+
+    def __init__(self, config: Path, document: CompiledDocument) -> None:
+        self.settings = document.settings
+        self.holder = PolicyHolder(config, document)
+        self.cache = TokenCache()
+        self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
+        self.redis_latency = LatencyHistogram()
+        self.local = LocalStore(share=self.settings.local_share)
+        self.health = HealthService()
+        self.metrics = Metrics(self.settings.engine)
+        self.audit: AuditSink | None = None
+        self.store: RedisStore
+        self.server: Server
+        self._config = config
+        self._refused: dict[str, int] = {}
+        self._serving = False
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Raises:
+            OSError: An address cannot be bound, or a file cannot be used.
+            EmbeddedValkeyError: See there.
+        """
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with AsyncExitStack() as stack:
+            await self._start(stack, loop)
+            await stop.wait()
+            _log.info("draining", grace_s=self.settings.drain_grace_s, calls_in_flight=self.server.calls_in_flight)
+            self._serving = False
+            self.health.shut_down()
+            await self.server.drain(self.settings.drain_grace_s)
+
+    async def _start(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
+        settings = self.settings
+        watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload())
+        if settings.audit != "none":
+            path = None if settings.audit == "stdout" else settings.audit
+            self.audit = AuditSink(loop, path)
+            stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
+        endpoint = _redis_endpoint(settings, stack)
+        timeout_s = settings.redis.timeout_s if settings.redis is not None else REDIS_TIMEOUT_S
+        self.store = RedisStore(endpoint, timeout_s=timeout_s, observe_latency=self._redis_answered)
+        if settings.redis is not None:
+            self.store.start()
+            stack.push_async_callback(self.store.close)
+        self.jwks.start()
+        stack.push_async_callback(self.jwks.stop)
+        self.holder.subscribe(self._policy_replaced)
+
+        self.server = self._build_server()
+        addresses = await self.server.start()
+        stack.push_async_callback(self.server.drain, 0)
+        self._add_metric_sources()
+        admin = AdminServer(self._admin_routes())
+        admin_address = await admin.start(settings.admin)
+        stack.push_async_callback(admin.close)
+        watcher.start()
+        stack.push_async_callback(watcher.close)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        self._serving = True
+        self._tell_health()
+        _log.info("serving", addresses=[str(a) for a in addresses], admin=str(admin_address), engine=settings.engine)
+
+    def _build_server(self) -> Server:
+        settings = self.settings
+        check = CheckService(
+            policy=lambda: self.holder.policy,
+            cache=self.cache,
+            jwks=self.jwks,
+            store=self.store,
+            local=self.local,
+            on_event=self._decided,
+            on_bug=_report_bug,
+        )
+        prefix = settings.redis.key_prefix if settings.redis else "sidecar"
+        ratelimit = RateLimitService(
+            lambda: self.holder.policy, self.store, self.local, prefix, self._ratelimit_answered
+        )
+        service: Service = {
+            CHECK: check.method(settings.check_timeout_s),
+            SHOULD_RATE_LIMIT: UnaryMethod(handler=ratelimit.handle, answer_within_s=settings.check_timeout_s),
+            **self.health.methods(),
+        }
+        engine = _engine(settings)
+        return engine(service, settings.listen, settings.limits, tls=settings.tls, on_error=_report_bug)
+
+    def _admin_routes(self) -> dict[str, Route]:
+        return {
+            "/livez": live_route(),
+            "/readyz": ready_route(self._components),
+            "/metrics": self._metrics_route,
+            "/policy": json_route(lambda: masked(self.holder.document)),
+        }
+
+    async def _metrics_route(self, headers: Mapping[str, str]) -> Answer:
+        body, content_type = render(self.metrics.samples(), headers.get("accept", ""))
+        return Answer(200, body, content_type)
+
+    def _components(self) -> dict[str, Component]:
+        now = asyncio.get_running_loop().time()
+        issuers = {
+            state.issuer.name: {
+                "required": state.issuer.required,
+                "keys": state.key_count,
+                "age_s": None if math.isnan(state.age_s(now)) else round(state.age_s(now), 1),
+                "last_error": state.last_error,
+            }
+            for state in self.jwks.states.values()
+        }
+        return {
+            "server": Component(self._serving, {"connections": self.server.connections}),
+            "policy": Component(True, self.holder.detail()),
+            "issuers": Component(self.jwks.ready, issuers),
+            # not part of readiness: the policy says what happens while Redis is down
+            "redis": Component(True, {"breaker": self.store.breaker.state.value}),
+        }
+
+    def _watched(self) -> list[str]:
+        directory = self.holder.document.settings.ratelimit_directory
+        return [str(self._config), *([directory] if directory else [])]
+
+    def _hang_up(self) -> None:
+        """SIGHUP: the policy may have changed, and the audit file may have been rotated."""
+        if self.audit is not None:
+            self.audit.reopen()
+        self._reload = asyncio.ensure_future(self.holder.reload())
+
+    def _policy_replaced(self, document: CompiledDocument) -> None:
+        self.jwks.replace(document.policy.issuers.values())
+        self.metrics.decisions.keep_rules([rule.name for rule in document.policy.rules.rules])
+        configure_log(document.settings.log_level)
+
+    def _jwks_event(self, name: str, fields: Mapping[str, object]) -> None:
+        (_log.info if name == "jwks_changed" else _log.warning)(name, **fields)
+        self._tell_health()
+
+    def _tell_health(self) -> None:
+        for name in HEALTH_NAMES:
+            self.health.set(name, self._serving and self.jwks.ready)
+
+    def _decided(self, event: DecisionEvent) -> None:
+        self.metrics.decisions.observe(event)
+        if self.audit is not None:
+            self.audit.put(event)
+
+    def _ratelimit_answered(self, event: RateLimitEvent) -> None:
+        del event
+
+    def _redis_answered(self, seconds: float) -> None:
+        self.redis_latency.observe(int(seconds * 1_000_000))
+
+    def _add_metric_sources(self) -> None:
+        sources = [
+            metric_sources.token_cache(self.cache),
+            metric_sources.jwks(self.jwks),
+            metric_sources.redis(self.store, self.redis_latency),
+            metric_sources.local_store(self.local),
+            metric_sources.ratelimit(lambda: self.holder.policy),
+            metric_sources.server(self.server, self._refused),
+            metric_sources.policy(self.holder),
+        ]
+        if self.audit is not None:
+            sources.append(metric_sources.audit(self.audit))
+        for source in sources:
+            self.metrics.add(source)
+
+
+def _engine(settings: Settings) -> type[Http2Server | GrpcioServer]:
+    """The server's class; imported when it is chosen: grpcio costs 20 MiB, and ngh2 is not built for every platform."""
+    if settings.engine == "grpcio":
+        from sidecar.transport.grpcio import GrpcioServer  # noqa: PLC0415
+
+        return GrpcioServer
+    from sidecar.transport.http2 import Http2Server  # noqa: PLC0415
+
+    return Http2Server
+
+
+def _redis_endpoint(settings: Settings, stack: AsyncExitStack) -> RedisEndpoint:
+    redis = settings.redis
+    if redis is None:
+        return RedisEndpoint()
+    address = redis.address
+    if address is None:
+        embedded = EmbeddedValkey()
+        embedded.start()
+        stack.callback(embedded.stop)
+        return RedisEndpoint(path=embedded.socket_path)
+    password = redis.password.reveal() if redis.password else ""
+    username = redis.username or ""
+    if isinstance(address, UnixAddress):
+        return RedisEndpoint(path=address.path, database=redis.database, username=username, password=password)
+    tls = redis.tls
+    return RedisEndpoint(
+        host=address.host,
+        port=address.port,
+        database=redis.database,
+        username=username,
+        password=password,
+        tls=tls_context(_path(tls.ca), _path(tls.certificate), _path(tls.key)) if tls else None,
+        server_name=(tls.server_name if tls else None) or "",
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _report_bug(bug: BaseException, method: str) -> None:
+    _log.error("handler_failed", method=method, exc_info=bug)

@@ -1,0 +1,113 @@
+"""What a scrape reads from each part: its plain counters, as samples of the rows in metrics_table.py."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Final
+
+from sidecar.core.breaker import BreakerState
+from sidecar.edges.metrics import LatencyHistogram, Sample, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sidecar.core.policy import Policy
+    from sidecar.core.token_cache import TokenCache
+    from sidecar.edges.audit_sink import AuditSink
+    from sidecar.edges.jwks import JwksEngine
+    from sidecar.edges.local_store import LocalStore
+    from sidecar.edges.redis_store import RedisStore
+    from sidecar.policy.holder import PolicyHolder
+    from sidecar.transport.service import Server
+
+_OUTCOMES: Final = ("total_hits", "within_limit", "near_limit", "over_limit", "shadow_mode")
+_BREAKER_NUMBERS: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
+
+
+def token_cache(cache: TokenCache) -> Source:
+    """Hits, misses and size of the verified-token cache."""
+    return lambda: [
+        Sample("sidecar_token_cache_hits_total", (), cache.hits),
+        Sample("sidecar_token_cache_misses_total", (), cache.misses),
+        Sample("sidecar_token_cache_evictions_total", (), cache.evictions),
+        Sample("sidecar_token_cache_entries", (), len(cache)),
+        Sample("sidecar_token_cache_bytes", (), cache.size_bytes),
+    ]
+
+
+def jwks(engine: JwksEngine) -> Source:
+    """Age, number and fetches of each issuer's keys."""
+
+    def read() -> list[Sample]:
+        now = asyncio.get_running_loop().time()
+        samples: list[Sample] = []
+        for state in engine.states.values():
+            name = state.issuer.name
+            samples.append(Sample("sidecar_jwks_keys", (name,), state.key_count))
+            samples.append(Sample("sidecar_jwks_fetches_total", (name, "ok"), state.fetches_ok))
+            samples.append(Sample("sidecar_jwks_fetches_total", (name, "failed"), state.fetches_failed))
+            age_s = state.age_s(now)
+            if not math.isnan(age_s):
+                samples.append(Sample("sidecar_jwks_age_seconds", (name,), age_s))
+        return samples
+
+    return read
+
+
+def redis(store: RedisStore, latency: LatencyHistogram) -> Source:
+    """Latency, failures and the breaker of the limit store."""
+
+    def read() -> list[Sample]:
+        samples = [Sample("sidecar_redis_failures_total", (kind.value,), n) for kind, n in store.failures.items()]
+        samples.append(Sample("sidecar_redis_latency_seconds", (), latency.buckets()))
+        samples.append(Sample("sidecar_redis_breaker_state", (), _BREAKER_NUMBERS[store.breaker.state]))
+        return samples
+
+    return read
+
+
+def local_store(store: LocalStore) -> Source:
+    """Decisions that this process made alone."""
+    return lambda: [Sample("sidecar_local_limit_decisions_total", (), store.decisions_total)]
+
+
+def ratelimit(policy: Callable[[], Policy]) -> Source:
+    """The rate limit service's counts by configured limit."""
+
+    def read() -> list[Sample]:
+        return [
+            Sample("sidecar_ratelimit_total", (stats.path, outcome), getattr(stats, outcome))
+            for stats in policy().ratelimit.stats.values()
+            for outcome in _OUTCOMES
+        ]
+
+    return read
+
+
+def server(server: Server, refused: Mapping[str, int]) -> Source:
+    """Calls and connections; `refused` counts the transport's refusals by their label."""
+    return lambda: [
+        Sample("sidecar_calls_in_flight", (), server.calls_in_flight),
+        Sample("sidecar_connections", (), server.connections),
+        *(Sample("sidecar_calls_refused_total", (reason,), count) for reason, count in refused.items()),
+    ]
+
+
+def policy(holder: PolicyHolder) -> Source:
+    """Generation and reloads."""
+    return lambda: [
+        Sample("sidecar_policy_generation", (), holder.policy.generation),
+        Sample("sidecar_policy_reloads_total", ("accepted",), holder.accepted_total),
+        Sample("sidecar_policy_reloads_total", ("refused",), holder.refused_total),
+        Sample("sidecar_policy_last_reload_successful", (), 0 if holder.faults else 1),
+        Sample("sidecar_policy_last_success_timestamp_seconds", (), holder.accepted_s),
+    ]
+
+
+def audit(sink: AuditSink) -> Source:
+    """Events written and lost."""
+    return lambda: [
+        Sample("sidecar_audit_events_written_total", (), sink.written),
+        Sample("sidecar_audit_events_dropped_total", (), sink.dropped),
+    ]

@@ -1,0 +1,192 @@
+"""`sidecar explain`: what would be decided about a request, and why. The code that decides is the one that serves.
+
+The request is encoded as the CheckRequest that Envoy would send and decoded by the same adapter; keys are fetched from
+the issuers as in serving; limits are counted in this process, from zero, since looking must not take from anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.json_format import MessageToDict
+
+from sidecar import pipeline
+from sidecar.core.audit import DecisionEvent, audit_record
+from sidecar.core.authz import scopes_named
+from sidecar.core.decision import REASONS, Decision, DenyReason
+from sidecar.core.limits import US_PER_S
+from sidecar.core.paths import canonical, canonical_host, split_path_query
+from sidecar.core.token_cache import TokenCache
+from sidecar.edges.jwks import JwksEngine
+from sidecar.edges.local_store import LocalStore
+from sidecar.envoy import ext_authz
+from sidecar.envoy.pb import ext_authz_pb2
+from sidecar.policy.compile import load
+
+if TYPE_CHECKING:
+    from sidecar.core.keys import KeySet
+    from sidecar.core.limits import StoreFailure, Verdict
+    from sidecar.core.policy import Policy
+
+FETCH_TIMEOUT_S = 5.0
+"""How long keys are waited for: nobody's request hangs on it here."""
+
+_FIELDS = {"method", "host", "path", "headers", "source"}
+_AUTHENTICATION = ("credential_", "token_", "keys_")
+_BEFORE_RULES = (DenyReason.REQUEST_MALFORMED, DenyReason.PATH_AMBIGUOUS, DenyReason.NO_RULE)
+
+
+class RequestError(ValueError):
+    """The description of the request cannot be read; says what is accepted."""
+
+
+def described_request(description: str | dict[str, Any]) -> bytes:
+    """The CheckRequest that Envoy would send for a described request.
+
+    Args:
+        description: An object (or its JSON) with `method`, `host`, `path`, `source` as strings and `headers` as an
+            object, or as a list of [name, value] pairs, which can repeat a name. Each may be left out.
+
+    Raises:
+        RequestError: It is something else.
+    """
+    if isinstance(description, str):
+        try:
+            description = json.loads(description)
+        except ValueError as error:
+            raise RequestError(f"standard input is not JSON: {error}") from None
+    if not isinstance(description, dict) or not description.keys() <= _FIELDS:
+        raise RequestError(f"a request is a JSON object of {', '.join(sorted(_FIELDS))}")
+    headers = description.get("headers", {})
+    pairs = list(headers.items()) if isinstance(headers, dict) else headers
+    request = ext_authz_pb2.CheckRequest()
+    attributes = request.attributes
+    http = attributes.request.http
+    try:
+        http.id = "explain"
+        http.method = description.get("method", "GET")
+        http.host = description.get("host", "localhost")
+        http.path = description.get("path", "/")
+        http.scheme = "http"
+        attributes.source.address.socket_address.address = description.get("source", "127.0.0.1")
+        for name, value in pairs:
+            lower = name.strip().lower()
+            merged = f"{http.headers[lower]},{value.strip()}" if lower in http.headers else value.strip()
+            http.headers[lower] = merged
+    except (TypeError, ValueError, AttributeError):
+        accepted = "method, host, path, source: strings; headers: an object of strings, or [name, value] pairs"
+        raise RequestError(f"a value has the wrong type; accepted are {accepted}") from None
+    return request.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What each step found, the record that the audit log would get, and the answer that Envoy would get."""
+
+    steps: tuple[tuple[str, str], ...]
+    record: dict[str, Any]
+    answer: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        steps = [{"step": name, "found": found} for name, found in self.steps]
+        return {"steps": steps, "decision": self.record, "answer": self.answer}
+
+    def as_text(self) -> str:
+        """For people."""
+        width = max(len(name) for name, _ in self.steps)
+        lines = [f"{name:<{width}}  {found}" for name, found in self.steps]
+        return "\n".join([*lines, "", "Envoy is told:", json.dumps(self.answer, indent=2)])
+
+
+def explain(policy_file: Path, message: bytes) -> Explanation:
+    """Decide one CheckRequest under a policy.
+
+    Raises:
+        PolicyError: The policy is refused.
+    """
+    policy = load(policy_file, 1).policy
+    return asyncio.run(_explain(policy, message))
+
+
+async def _explain(policy: Policy, message: bytes) -> Explanation:
+    request = ext_authz.decode(message)
+    if isinstance(request, DenyReason):
+        decision = Decision(request, None, None, (), policy.generation)
+        context = None
+    else:
+        context = request
+        decision = await _decide(policy, context)
+    answer = MessageToDict(
+        ext_authz_pb2.CheckResponse.FromString(ext_authz.encode(decision, context)), preserving_proto_field_name=True
+    )
+    record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))
+    steps = _steps(decision, message)
+    return Explanation(tuple(steps), {**record, "time": record["time"].isoformat()}, answer)
+
+
+async def _decide(policy: Policy, request: Any) -> Decision:
+    loop = asyncio.get_running_loop()
+    jwks = JwksEngine(policy.issuers.values())
+    jwks.start()
+    store = LocalStore()
+    cache = TokenCache()
+    try:
+        step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000)
+        while not isinstance(step, Decision):
+            if isinstance(step, pipeline.Charges):
+                verdict: asyncio.Future[Verdict | StoreFailure] = loop.create_future()
+                store.charge(step.charges, loop.time() + 1, verdict.set_result)
+                step = pipeline.settle(step, await verdict)
+            else:
+                fetched: asyncio.Future[KeySet | None] = loop.create_future()
+                jwks.ensure(step.issuer, step.kid, loop.time() + FETCH_TIMEOUT_S, fetched.set_result)
+                await fetched
+                step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000, fetched=True)
+    finally:
+        await jwks.stop()
+    return step
+
+
+def _steps(decision: Decision, message: bytes) -> list[tuple[str, str]]:
+    """The story of a decision, told from what it carries."""
+    http = ext_authz_pb2.CheckRequest.FromString(message).attributes.request.http
+    path = canonical(split_path_query(http.path)[0])
+    spelled = path if isinstance(path, str) else f"refused: {path.value}"
+    steps = [("request", f"{http.method} {canonical_host(http.host)} {spelled}")]
+    reason, rule = decision.reason, decision.rule
+    denial = f"denied, {reason.value}: {decision.detail}".removesuffix(": ") if reason else ""
+    if rule is None:
+        name = "match" if reason in _BEFORE_RULES else "request"
+        return [*steps, (name, denial), _outcome(decision)]
+    steps.append(("match", f"rule {rule.name!r}" + (f", {dict(decision.parameters)}" if decision.parameters else "")))
+    principal = decision.principal
+    if rule.anonymous:
+        steps.append(("authenticate", "anonymous: no credential is asked for"))
+    elif principal is None and reason is not None and reason.value.startswith(_AUTHENTICATION):
+        return [*steps, ("authenticate", denial), _outcome(decision)]
+    elif principal is not None:
+        steps.append(("authenticate", f"subject {principal.subject!r} of issuer {principal.issuer!r}"))
+        if reason in {DenyReason.SCOPE_INSUFFICIENT, DenyReason.ROLE_MISSING}:
+            return [*steps, ("authorize", denial), _outcome(decision)]
+        scopes = ", ".join(scopes_named(rule.authorize))
+        steps.append(
+            ("authorize", f"holds (scopes named: {scopes or 'none'})" if rule.authorize else "whoever is proved")
+        )
+    for outcome in decision.limits:
+        used = f"{outcome.used} of {outcome.limit.requests} in {outcome.limit.window_us / US_PER_S:g} s used"
+        steps.append(("limit", f"{outcome.limit.name!r}: {used}"))
+    if not rule.limits:
+        steps.append(("limit", "none"))
+    return [*steps, _outcome(decision)]
+
+
+def _outcome(decision: Decision) -> tuple[str, str]:
+    if decision.reason is None:
+        return "decision", "allowed"
+    return "decision", f"denied with {REASONS[decision.reason].http_status} ({decision.reason.value})"
