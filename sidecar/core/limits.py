@@ -7,8 +7,9 @@ says about all charges of one decision together: all of them are taken, or none 
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol, TypeAlias
 
@@ -50,21 +51,35 @@ class Limit:
     window_us: int
     algorithm: Algorithm = Algorithm.SLIDING_WINDOW
     count_denied: bool = False
+    key_suffix: bytes = field(init=False, repr=False, compare=False)
+    """Keeps counters of another algorithm or window apart, so that a changed limit never misreads what it finds."""
+    packed: bytes = field(init=False, repr=False, compare=False)
+    """All of it that lua/charge.lua needs."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.requests <= REQUESTS_MAX:
             raise ValueError(f"requests must be 0 to {REQUESTS_MAX}, not {self.requests}")
         if not WINDOW_US_MIN <= self.window_us <= WINDOW_US_MAX:
             raise ValueError(f"window_us must be {WINDOW_US_MIN} to {WINDOW_US_MAX}, not {self.window_us}")
+        sliding = self.algorithm is Algorithm.SLIDING_WINDOW
+        suffix = b":%s%d" % (b"s" if sliding else b"f", self.window_us)
+        object.__setattr__(self, "key_suffix", suffix)
+        packed = struct.pack(">BBIQ", 1 if sliding else 2, self.count_denied, self.requests, self.window_us)
+        object.__setattr__(self, "packed", packed)
 
 
 @dataclass(slots=True, eq=False)
 class Charge:
-    """One limit applied to one counter key. `cost` 0 looks without taking."""
+    """One limit applied to one counter key. `cost` is 0 or more; 0 looks without taking."""
 
     limit: Limit
     key: bytes
     cost: int = 1
+
+    @property
+    def storage_key(self) -> bytes:
+        """The key under which a store keeps the counter."""
+        return self.key + self.limit.key_suffix
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,132 @@
+"""The limit store in this process: what `on_redis_failure: local` falls back to, and the oracle behind a store's door.
+
+It counts for one process only: with several, each grants its own `share` of every limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sidecar.core.limits import Charge, Done, Limit, LimitOutcome, Verdict
+from sidecar.core.windows import Decided, State, decide
+
+KEYS_MAX = 65_536
+"""Counters that are kept: some 25 MB when full."""
+
+_LIMITS_MAX = 4_096
+"""Scaled limits that are remembered; policies have fewer."""
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+class _Entry(NamedTuple):
+    state: State
+    expires_us: int
+
+
+class LocalStore:
+    """A `LimitStore` in memory; it never fails.
+
+    When `keys_max` counters are kept, a new one takes the place of: one that has expired, else the least recently used
+    one that still has room, else, if every counter is exhausted, the least recently used of those (`forgotten_total`
+    counts them: each is a caller who could start afresh).
+
+    Args:
+        share: The part of each limit that this process grants, 0 < share <= 1; rounded down, but at least 1 of a limit
+            that is not 0.
+        keys_max: The most counters that are kept.
+        now_us: The clock: microseconds since the epoch.
+
+    Attributes:
+        decisions_total: How often it was asked.
+        forgotten_total: See above.
+    """
+
+    def __init__(self, *, share: float = 1.0, keys_max: int = KEYS_MAX, now_us: Callable[[], int] = _now_us) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {share}")
+        self._share = share
+        self._keys_max = keys_max
+        self._now_us = now_us
+        self._open: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._exhausted: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._scaled: dict[Limit, Limit] = {}
+        self.forgotten_total = 0
+        self.decisions_total = 0
+
+    @property
+    def keys(self) -> int:
+        """Counters that are kept."""
+        return len(self._open) + len(self._exhausted)
+
+    def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
+        """Decide all charges together, then call `done`, before this returns."""
+        del deadline  # it takes no time
+        self.decisions_total += 1
+        now_us = self._now_us()
+        scaled = charges if self._share == 1 else [self._scale(charge) for charge in charges]
+        decided = decide(scaled, now_us, self._load)
+        self._remember(scaled, decided, now_us)
+        for charge, outcome in zip(charges, decided.outcomes, strict=True):
+            outcome.limit = charge.limit
+        done(Verdict(all(outcome.allowed for outcome in decided.outcomes), decided.outcomes, local=True))
+
+    def _scale(self, charge: Charge) -> Charge:
+        limit = charge.limit
+        scaled = self._scaled.get(limit)
+        if scaled is None:
+            if len(self._scaled) >= _LIMITS_MAX:
+                self._scaled.clear()
+            scaled = self._scaled[limit] = Limit(
+                name=limit.name,
+                requests=max(int(limit.requests * self._share), min(limit.requests, 1)),
+                window_us=limit.window_us,
+                algorithm=limit.algorithm,
+                count_denied=limit.count_denied,
+            )
+        return Charge(scaled, charge.key, charge.cost)
+
+    def _load(self, key: bytes) -> State | None:
+        entry = self._open.get(key) or self._exhausted.get(key)
+        return None if entry is None else entry.state
+
+    def _remember(self, charges: Sequence[Charge], decided: Decided, now_us: int) -> None:
+        exhausted = {
+            charge.storage_key: not _has_room(outcome)
+            for charge, outcome in zip(charges, decided.outcomes, strict=True)
+        }
+        for key, state, lifetime_us in decided.writes:
+            self._put(key, _Entry(state, now_us + lifetime_us), exhausted.pop(key), now_us)
+        for key, is_exhausted in exhausted.items():
+            entry = self._open.get(key) or self._exhausted.get(key)
+            if entry is not None:
+                self._put(key, entry, is_exhausted, now_us)
+
+    def _put(self, key: bytes, entry: _Entry, exhausted: bool, now_us: int) -> None:
+        into, other = (self._exhausted, self._open) if exhausted else (self._open, self._exhausted)
+        if other.pop(key, None) is None and key not in into:
+            self._make_room(now_us)
+        into[key] = entry
+        into.move_to_end(key)
+
+    def _make_room(self, now_us: int) -> None:
+        """Drop what has expired at the old ends, so that memory follows use; if there is no room still, one more."""
+        for entries in (self._open, self._exhausted):
+            if entries and next(iter(entries.values())).expires_us <= now_us:
+                entries.popitem(last=False)
+        if self.keys < self._keys_max:
+            return
+        if self._open:
+            self._open.popitem(last=False)
+        else:
+            self._exhausted.popitem(last=False)
+            self.forgotten_total += 1
+
+
+def _has_room(outcome: LimitOutcome) -> bool:
+    return outcome.allowed and outcome.remaining > 0
