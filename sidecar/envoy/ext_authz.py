@@ -146,6 +146,7 @@ def encode(decision: Decision, request: RequestContext | None = None) -> bytes:
 
 _REFUSALS = {
     Refusal.MESSAGE_TOO_LARGE: DenyReason.REQUEST_TOO_LARGE,
+    Refusal.METADATA_TOO_LARGE: DenyReason.REQUEST_TOO_LARGE,
     Refusal.MESSAGE_MALFORMED: DenyReason.REQUEST_UNDECODABLE,
     Refusal.COMPRESSION_UNSUPPORTED: DenyReason.REQUEST_UNDECODABLE,
     Refusal.TIMEOUT_MALFORMED: DenyReason.REQUEST_UNDECODABLE,
@@ -154,7 +155,7 @@ _REFUSALS = {
     Refusal.SHUTTING_DOWN: DenyReason.SHUTTING_DOWN,
     Refusal.HANDLER_FAILED: DenyReason.INTERNAL,
 }
-_REFUSED = {refusal: encode(Decision(reason, None, None, (), 0)) for refusal, reason in _REFUSALS.items()}
+_REFUSED = {refused: encode(Decision(_REFUSALS[refused], None, None, (), 0)) for refused in Refusal}
 
 
 def refusal(refused: Refusal) -> bytes:
