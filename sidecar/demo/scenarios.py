@@ -165,7 +165,7 @@ def _limits(good: str) -> list[Scenario]:
             token=good,
             times=4,
             status=429,
-            reason="limit_exceeded",
+            reason="quota-exceeded",
             response={"retry-after": "", "ratelimit": "", "ratelimit-policy": ""},
         ),
         Scenario(
