@@ -134,3 +134,16 @@ def test_the_number_of_files_is_bounded(tmp_path):
     assert len(load_directory(tmp_path).domains) == FILES_MAX
     write(tmp_path, more="domain: more\n")
     assert "1025 rate limit files" in faults(tmp_path)[0]
+
+
+def nested(levels: int) -> str:
+    rate_limit = "{unit: day, requests_per_unit: 1, replaces: [{name: other}]}"
+    return f"domain: d\n{'descriptors: [{key: k, ' * levels}rate_limit: {rate_limit}{'}]' * levels}\n"
+
+
+def test_descriptors_nest_thirty_deep(tmp_path):
+    """Thirty levels are read and matched; one more, with all that may hang below it, is refused."""
+    write(tmp_path, d=nested(30))
+    assert find(load_directory(tmp_path), "d", *[("k", "v")] * 30) is not None
+    write(tmp_path, d=nested(31))
+    assert faults(tmp_path) == ["d.yaml:2: nested too deeply; at most 64 levels"]
