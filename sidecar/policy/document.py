@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, Tag
+from pydantic import ConfigDict, Field, Tag
 
 from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
 from sidecar.core.limits import REQUESTS_MAX
@@ -89,7 +89,7 @@ class Issuer(Model):
     )
     require_audience: bool = Field(True, description="Refuse tokens without a fitting `aud`.", examples=[True])
     require_expiry: bool = Field(True, description="Refuse tokens without `exp`.", examples=[True])
-    leeway: Annotated[Duration, Between("0s", f"{LEEWAY_S_MAX}s", "1s")] = Field(
+    leeway: Annotated[Duration, Between("0s", f"{LEEWAY_S_MAX // 60}m", "1s")] = Field(
         "30s", description="Tolerated difference between clocks for `exp`, `nbf` and `iat`.", examples=["30s"]
     )
     max_lifetime: Annotated[Duration, Between("1s", "366d", "1s")] | None = Field(
@@ -259,6 +259,10 @@ class Condition(Choice):
 
 class RuleSection(Model):
     """What applies to the requests that match: who may, how often, and what the upstream is told."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["authenticate"]}, {"required": ["anonymous"]}]},
+    )
 
     name: Name = Field(description="Names the rule in logs, metrics and answers; once.", examples=["read-order"])
     match: Match = Field(description="Which requests.", examples=[{"path": {"prefix": "/public"}}])

@@ -105,6 +105,12 @@ class Between:
         """The duration's form first, then its range."""
         return core_schema.no_info_after_validator_function(self._checked, handler(source))
 
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """A schema cannot compare durations: the range is told, not checked."""
+        return {**handler(schema), "$comment": f"from {self.least} to {self.most}"}
+
     def _checked(self, text: str) -> str:
         if not durations.parse(self.least) <= durations.parse(text) <= durations.parse(self.most):
             raise Wrong(f"{text} is out of range", f"a duration from {self.least} to {self.most}")
