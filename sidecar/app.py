@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
-from contextlib import AsyncExitStack
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,22 +19,24 @@ import uvloop
 from sidecar.check import CHECK, CheckService
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
-from sidecar.edges.admin import AdminServer, Answer, Component, Route, json_route, live_route, ready_route
+from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
 from sidecar.edges.log import configure_log, get_log
-from sidecar.edges.metrics import LatencyHistogram, Metrics, render
+from sidecar.edges.metrics import LatencyHistogram, Metrics, Sample
 from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
 from sidecar.edges.redis_store import TIMEOUT_S as REDIS_TIMEOUT_S
 from sidecar.edges.redis_store import RedisStore
+from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
 from sidecar.policy.compile import CompiledDocument, load, masked
 from sidecar.policy.holder import PolicyHolder
 from sidecar.transport.health import HealthService
 from sidecar.transport.service import Server, Service, UnaryMethod, UnixAddress
+from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,14 +61,49 @@ def run(config: Path) -> int:
         PolicyError: The policy is refused.
         OSError: An address cannot be bound, or a file cannot be used.
     """
+    role = role_from_environment()
+    if role is not None:
+        end_with_parent(role)
     document = load(config, 1)
-    configure_log(document.settings.log_level)
-    try:
-        uvloop.run(App(config, document).serve())
-    except EmbeddedValkeyError as error:
-        _log.error("start_failed", reason=str(error))
-        return 1
+    settings = document.settings
+    configure_log(settings.log_level)
+    with ExitStack() as stack:
+        try:
+            redis_socket = role.redis_socket if role is not None else _embedded_redis(settings, stack)
+        except EmbeddedValkeyError as error:
+            _log.error("start_failed", reason=str(error))
+            return 1
+        if settings.workers > 1 and role is None:
+            return uvloop.run(_supervise(config, settings, redis_socket))
+        uvloop.run(App(config, document, redis_socket, role).serve())
     return 0
+
+
+async def _supervise(config: Path, settings: Settings, redis_socket: str) -> int:
+    supervisor = Supervisor(
+        [sys.executable, "-m", "sidecar", "serve", "--config", str(config)],
+        settings.workers,
+        listen=settings.listen,
+        admin=settings.admin,
+        grace_s=settings.drain_grace_s,
+        engine=settings.engine,
+        redis_socket=redis_socket,
+    )
+    return await supervisor.run()
+
+
+def _embedded_redis(settings: Settings, stack: ExitStack) -> str:
+    """Start the embedded Valkey where the policy asks for it; its socket's path, "" without one.
+
+    Raises:
+        EmbeddedValkeyError: It cannot be started.
+    """
+    if settings.redis is None or settings.redis.address is not None:
+        return ""
+    embedded = EmbeddedValkey()
+    embedded.start()
+    stack.callback(embedded.stop)
+    return embedded.socket_path
 
 
 class App:
@@ -73,9 +112,11 @@ class App:
     Args:
         config: The policy file, read again at each reload.
         document: What it held at start.
+        redis_socket: Where the embedded Valkey listens, "" without one.
+        role: What this process is to its supervisor; None: it is the only one.
     """
 
-    def __init__(self, config: Path, document: CompiledDocument) -> None:
+    def __init__(self, config: Path, document: CompiledDocument, redis_socket: str, role: WorkerRole | None) -> None:
         self.settings = document.settings
         self.holder = PolicyHolder(config, document)
         self.cache = TokenCache()
@@ -88,6 +129,8 @@ class App:
         self.store: RedisStore
         self.server: Server
         self._config = config
+        self._redis_socket = redis_socket
+        self._role = role
         self._refused: dict[str, int] = {}
         self._serving = False
 
@@ -96,7 +139,6 @@ class App:
 
         Raises:
             OSError: An address cannot be bound, or a file cannot be used.
-            EmbeddedValkeyError: See there.
         """
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
@@ -115,9 +157,9 @@ class App:
         watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload())
         if settings.audit != "none":
             path = None if settings.audit == "stdout" else settings.audit
-            self.audit = AuditSink(loop, path)
+            self.audit = AuditSink(loop, path, lock_path=self._role.output_lock if self._role is not None else None)
             stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
-        endpoint = _redis_endpoint(settings, stack)
+        endpoint = _redis_endpoint(settings, self._redis_socket)
         timeout_s = settings.redis.timeout_s if settings.redis is not None else REDIS_TIMEOUT_S
         self.store = RedisStore(endpoint, timeout_s=timeout_s, observe_latency=self._redis_answered)
         if settings.redis is not None:
@@ -132,7 +174,7 @@ class App:
         stack.push_async_callback(self.server.drain, 0)
         self._add_metric_sources()
         admin = AdminServer(self._admin_routes())
-        admin_address = await admin.start(settings.admin)
+        admin_address = await admin.start(self._role.admin_address if self._role is not None else settings.admin)
         stack.push_async_callback(admin.close)
         watcher.start()
         stack.push_async_callback(watcher.close)
@@ -161,20 +203,28 @@ class App:
             SHOULD_RATE_LIMIT: UnaryMethod(handler=ratelimit.handle, answer_within_s=settings.check_timeout_s),
             **self.health.methods(),
         }
-        engine = _engine(settings)
-        return engine(service, settings.listen, settings.limits, tls=settings.tls, on_error=_report_bug)
+        role = self._role
+        return _engine(settings)(
+            service,
+            role.listen(settings.listen) if role is not None else settings.listen,
+            settings.limits,
+            tls=settings.tls,
+            on_error=_report_bug,
+            reuse_port=role is not None,
+            unix_fds=role.unix_fds if role is not None else {},
+        )
 
     def _admin_routes(self) -> dict[str, Route]:
         return {
             "/livez": live_route(),
             "/readyz": ready_route(self._components),
-            "/metrics": self._metrics_route,
+            "/metrics": metrics_route(self._samples),
+            SAMPLES_PATH: samples_route(self.metrics),
             "/policy": json_route(lambda: masked(self.holder.document)),
         }
 
-    async def _metrics_route(self, headers: Mapping[str, str]) -> Answer:
-        body, content_type = render(self.metrics.samples(), headers.get("accept", ""))
-        return Answer(200, body, content_type)
+    async def _samples(self) -> Sequence[Sample]:
+        return self.metrics.samples()
 
     def _components(self) -> dict[str, Component]:
         now = asyncio.get_running_loop().time()
@@ -256,16 +306,11 @@ def _engine(settings: Settings) -> type[Http2Server | GrpcioServer]:
     return Http2Server
 
 
-def _redis_endpoint(settings: Settings, stack: AsyncExitStack) -> RedisEndpoint:
+def _redis_endpoint(settings: Settings, embedded_socket: str) -> RedisEndpoint:
     redis = settings.redis
     if redis is None:
         return RedisEndpoint()
-    address = redis.address
-    if address is None:
-        embedded = EmbeddedValkey()
-        embedded.start()
-        stack.callback(embedded.stop)
-        return RedisEndpoint(path=embedded.socket_path)
+    address = redis.address or UnixAddress(embedded_socket)
     password = redis.password.reveal() if redis.password else ""
     username = redis.username or ""
     if isinstance(address, UnixAddress):

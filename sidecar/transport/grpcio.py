@@ -3,8 +3,9 @@
 The same interface and behaviour as http2.py, at some 30 times its cost per call, save for what grpcio's core decides
 before a handler of ours sees the call:
 
-* A malformed `grpc-timeout`, a message with a wrong prefix, no message or two, an unknown encoding, a content-type that
-  is not gRPC, and headers over the limits end in the core's own gRPC status or HTTP error; `refuse` is not asked.
+* A malformed `grpc-timeout`, a message with a wrong prefix or none, an unknown encoding, a content-type that is not
+  gRPC, and headers over the limits end in the core's own gRPC status or HTTP error; `refuse` is not asked. Of two
+  messages in a unary call the first is taken.
 * `message_bytes_max` is checked after the whole message was received and decompressed: the core's own limit would
   answer with a gRPC error, which a gateway may take for "allow". So one call may hold more memory than the limit.
 * `connections_max`, `header_count_max`, `receive_buffer_bytes_max`, `write_stall_timeout_s` are not enforced, and
@@ -38,7 +39,11 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class GrpcioServer:
-    """A gRPC server; implements `service.Server`; the arguments are those of `Http2Server`."""
+    """A gRPC server; implements `service.Server`; the arguments are those of `Http2Server`.
+
+    Raises:
+        OSError: `unix_fds` names a socket: grpcio cannot accept from one that another process bound.
+    """
 
     def __init__(
         self,
@@ -49,7 +54,10 @@ class GrpcioServer:
         tls: TlsFiles | None = None,
         on_error: Callable[[Exception, str], None],
         reuse_port: bool = False,
+        unix_fds: Mapping[str, int] | None = None,
     ) -> None:
+        if unix_fds:
+            raise OSError(f"unix:{next(iter(unix_fds))}: the grpcio engine cannot share a Unix socket between workers")
         self.limits = limits if limits is not None else ServerLimits()
         self.on_error = on_error
         self._service = service

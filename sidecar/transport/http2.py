@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 from typing import TYPE_CHECKING
 
 from sidecar.transport import http2_connection, listeners
@@ -18,7 +20,7 @@ from sidecar.transport.service import Refusal, ServerLimits, TcpAddress
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sidecar.transport.service import Address, Method, Service, TlsFiles, UnixAddress
 
@@ -38,6 +40,7 @@ class Http2Server:
         tls: Serve TLS (ALPN h2) on all TCP and Unix addresses; None: cleartext HTTP/2 with prior knowledge.
         on_error: Told of each exception that a handler raised, and the method's path.
         reuse_port: Set SO_REUSEPORT on TCP listeners, so that several worker processes share a port.
+        unix_fds: By path: Unix sockets that a parent process listens on already, shared by its workers.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Http2Server:
         tls: TlsFiles | None = None,
         on_error: Callable[[Exception, str], None],
         reuse_port: bool = False,
+        unix_fds: Mapping[str, int] | None = None,
     ) -> None:
         self.limits = limits if limits is not None else ServerLimits()
         self.routes: dict[bytes, Method] = {path.encode("latin-1"): method for path, method in service.items()}
@@ -59,6 +63,7 @@ class Http2Server:
         self._addresses = tuple(addresses)
         self._tls = tls
         self._reuse_port = reuse_port
+        self._unix_fds = unix_fds or {}
         self._loop: asyncio.AbstractEventLoop
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[tuple[UnixAddress, tuple[int, int] | None]] = []
@@ -102,16 +107,19 @@ class Http2Server:
         handshake_s = self.limits.handshake_timeout_s if context is not None else None
         shutdown_s = TLS_SHUTDOWN_TIMEOUT_S if context is not None else None
         if not isinstance(address, TcpAddress):
+            inherited = self._unix_fds.get(address.path)
+            sock = listeners.unix_listener(address) if inherited is None else socket.socket(fileno=os.dup(inherited))
             server: asyncio.AbstractServer = await self._loop.create_unix_server(
                 self._accept,
-                sock=listeners.unix_listener(address),
+                sock=sock,
                 backlog=BACKLOG,
                 ssl=context,
                 ssl_handshake_timeout=handshake_s,
                 ssl_shutdown_timeout=shutdown_s,
             )
             self._servers.append(server)
-            self._sockets.append((address, listeners.socket_identity(address)))
+            if inherited is None:
+                self._sockets.append((address, listeners.socket_identity(address)))
             return [address]
         tcp = await self._loop.create_server(
             self._accept,
