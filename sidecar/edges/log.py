@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import select
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -53,13 +52,13 @@ def get_log(component: str) -> FilteringBoundLogger:
 
 
 def configure_log(
-    level: str = "info", *, fd: int | None = None, clock: Callable[[], float] = time.monotonic
-) -> LogSink:
-    """Send everything logged from `level` up to `fd` (stderr), the standard library's warnings and errors included.
+    level: str = "info", *, sink: LogSink | None = None, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Send everything logged from `level` up to `sink` (stderr), the standard library's warnings and errors included.
 
     May be called again: the last call decides.
     """
-    sink = LogSink(sys.stderr.fileno() if fd is None else fd)
+    sink = STDERR if sink is None else sink
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -77,7 +76,6 @@ def configure_log(
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _Forward)] + [_Forward()]
     root.setLevel(logging.WARNING)
-    return sink
 
 
 class LogSink:
@@ -106,6 +104,9 @@ class LogSink:
             self.dropped += 1
 
     debug = info = warning = error = critical = exception = msg
+
+
+STDERR: Final = LogSink(2)
 
 
 class _Forward(logging.Handler):

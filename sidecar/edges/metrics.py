@@ -19,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 
 import sidecar
 from sidecar.core.audit import NO_RULE, DecisionEvent, outcome_label
+from sidecar.edges.log import STDERR
 from sidecar.edges.metrics_table import DECISION_BOUNDS_US, METRICS, ROWS, Kind, Merge, bucket_bounds
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Metrics:
         self.decisions = DecisionMetrics()
         self._process = ProcessCollector(registry=None)
         self._build = Sample("sidecar_build_info", (sidecar.__version__, platform.python_version(), engine), 1)
-        self._sources: list[Source] = [self.decisions.samples, lambda: [self._build], self._process_samples]
+        self._sources: list[Source] = [self.decisions.samples, self._process_samples]
 
     def add(self, source: Source) -> None:
         """Read this source too at every scrape."""
@@ -131,7 +132,8 @@ class Metrics:
         return [sample for source in self._sources for sample in source()]
 
     def _process_samples(self) -> list[Sample]:
-        return [
+        lost = Sample("sidecar_log_lines_dropped_total", (), STDERR.dropped)
+        return [self._build, lost] + [
             Sample(sample.name, (), sample.value)
             for family in self._process.collect()
             for sample in family.samples

@@ -1,4 +1,4 @@
-"""Every metric there is: one row each. docs/metrics.md is written from these rows, and a test compares the two.
+"""Every metric there is: one row each. Run as a program, the module prints docs/metrics.md; a test compares the two.
 
 Labels are bounded: their values come from the policy (rules, issuers, limits) or from a closed set, never from a
 request.
@@ -7,6 +7,7 @@ request.
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -142,3 +143,7 @@ def markdown() -> str:
     bounds = ", ".join(f"{bound / 1000:g}" for bound in DECISION_BOUNDS_US)
     lines += ["", f"Buckets of both histograms, in milliseconds: {bounds}.", ""]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

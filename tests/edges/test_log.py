@@ -15,6 +15,7 @@ from sidecar.edges.log import (
     REPEAT_KEYS_MAX,
     REPEAT_WINDOW_S,
     REPEATS_MAX,
+    LogSink,
     configure_log,
     get_log,
 )
@@ -29,10 +30,11 @@ class Log:
         self.now = 0.0
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
+        self.sink = LogSink(self._write)
         self.configure("info")
 
     def configure(self, level):
-        self.sink = configure_log(level, fd=self._write, clock=lambda: self.now)
+        configure_log(level, sink=self.sink, clock=lambda: self.now)
 
     def lines(self):
         data = b""
