@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.context import RequestContext
 from sidecar.core.decision import NO_PARAMETERS, REASONS, Decision, DenyReason
-from sidecar.core.selectors import ClaimSelector
+from sidecar.core.selectors import ClaimSelector, ConstantSelector
 from sidecar.envoy import fields, wire
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ _SUBJECT, _ISSUER, _CLIENT, _SCOPE, _RULE, _REASON, _GENERATION, _LIMITS = map(
     wire.struct_key, ("subject", "issuer", "client", "scope", "rule", "reason", "generation", "limits")
 )
 _NAME, _REMAINING, _RESET, _ALLOWED = map(wire.struct_key, ("name", "remaining", "reset_seconds", "allowed"))
+
+
+_SELECTORS_OF_PRINCIPAL = (ClaimSelector, ConstantSelector)
+"""They look at nothing of the request."""
 
 
 class Answers:
@@ -152,8 +156,8 @@ class _RuleParts:
         self.anonymous = rule.anonymous
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
         upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
-        self.of_principal = tuple(header for header in upstream if isinstance(header.selector, ClaimSelector))
-        self.of_request = tuple(header for header in upstream if not isinstance(header.selector, ClaimSelector))
+        self.of_principal = tuple(it for it in upstream if isinstance(it.selector, _SELECTORS_OF_PRINCIPAL))
+        self.of_request = tuple(it for it in upstream if not isinstance(it.selector, _SELECTORS_OF_PRINCIPAL))
         self.limits = _LimitsParts([binding.limit for binding in rule.limits])
         name = wire.struct_string(_RULE, rule.name.encode("utf-8", "replace"))
         self.metadata = name + wire.struct_number(_GENERATION, generation)
