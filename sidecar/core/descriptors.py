@@ -168,9 +168,12 @@ class DescriptorLimit:
                 stats.near_limit += used - max(before, self.near_threshold)
             return
         requests = self.limit.requests if self.limit is not None else 0
-        stats.over_limit += used - max(before, requests)
-        if before < requests:
-            stats.near_limit += requests - max(before, self.near_threshold)
+        if used <= requests:  # refused by a part of the limit, which is what one process grants without Redis
+            stats.over_limit += hits
+        else:
+            stats.over_limit += used - max(before, requests)
+            if before < requests:
+                stats.near_limit += requests - max(before, self.near_threshold)
         if self.shadow_mode:
             stats.shadow_mode += hits
 

@@ -294,12 +294,16 @@ def test_an_impossible_rate_limit_cannot_be_built(fields):
         (1, 11, False, (1, 1, 0, 0, 0)),
         (5, 12, False, (5, 2, 2, 0, 0)),
         (12, 12, False, (12, 2, 2, 0, 0)),
+        (2, 6, False, (2, 2, 0, 0, 0)),
         (0, 11, False, (0, 0, 0, 0, 0)),
         (0, 10, True, (0, 0, 0, 0, 0)),
     ],
 )
 def test_hits_are_split_as_the_reference_splits_them(hits, used, allowed, counted):
-    """Of hits that cross a line, only those beyond it are over, and those between 0.8 and 1 of the limit are near."""
+    """Of hits that cross a line, only those beyond it are over, and those between 0.8 and 1 of the limit are near.
+
+    What is refused below the limit (by the share of it that one process grants without Redis) is over as a whole.
+    """
     found = Domain("d", [leaf("k")]).find(entries(("k", "v")))
     assert found is not None
     found.count(hits, used, allowed=allowed)
