@@ -90,19 +90,20 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         return Rejected(_MALFORMED, "has an empty segment")
     if len(header_segment) > HEADER_BYTES_MAX:
         return Rejected(_MALFORMED, f"the header is longer than {HEADER_BYTES_MAX} bytes")
-    part = "the signature"
     try:
         signature = base64url.decode_checked(signature_segment)
-        part = "the header"
-        header = read_object(base64url.decode_checked(header_segment))
-        part = "the payload"
-        claims = read_object(base64url.decode_checked(payload_segment))
-    except (base64url.Base64UrlError, JsonError) as error:
-        return Rejected(_MALFORMED, f"{part} {error}")
-    issuer = claims.get("iss")
+    except base64url.Base64UrlError as error:
+        return Rejected(_MALFORMED, f"the signature {error}")
+    header = _object(header_segment, "the header")
+    if isinstance(header, Rejected):
+        return header
     fault = _header_fault(header)
     if fault is not None:
         return fault
+    claims = _object(payload_segment, "the payload")
+    if isinstance(claims, Rejected):
+        return claims
+    issuer = claims.get("iss")
     if not isinstance(issuer, str) or not issuer:
         return Rejected(DenyReason.TOKEN_CLAIM_INVALID, "iss is missing or not a non-empty string")
     return UnverifiedToken(
@@ -116,6 +117,13 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         signing_input=raw[: len(header_segment) + 1 + len(payload_segment)],
         signature=signature,
     )
+
+
+def _object(segment: bytes, part: str) -> dict[str, Json] | Rejected:
+    try:
+        return read_object(base64url.decode_checked(segment))
+    except (base64url.Base64UrlError, JsonError) as error:
+        return Rejected(_MALFORMED, f"{part} {error}")
 
 
 def _header_fault(header: dict[str, Json]) -> Rejected | None:
