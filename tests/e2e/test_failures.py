@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sidecar.demo.issuer import DemoIssuer
+    from sidecar.demo.stack import Sidecar
     from tests.support.gateway import Change, Lab
 
 LIMITED = "/search"
@@ -28,6 +29,11 @@ def on_redis_failure(what: str) -> Change:
         document["redis"]["timeout"] = "50ms"
 
     return change
+
+
+def redis_answers(sidecar: Sidecar) -> bool:
+    reply = sidecar.admin("/readyz")
+    return reply is not None and reply.json()["components"]["redis"]["breaker"] == "closed"
 
 
 @pytest.fixture
@@ -104,9 +110,10 @@ def test_redis_killed_and_restarted_under_load(
     lab: Lab, issuer: DemoIssuer, what: str, permitted_while_down: set[int]
 ) -> None:
     """Under load each answer is one that the policy permits, and limits are Redis's again without a restart."""
-    gateway = lab.gateway(lab.sidecar(on_redis_failure(what)))
+    sidecar = lab.sidecar(on_redis_failure(what))
+    gateway = lab.gateway(sidecar)
     tokens = [issuer.token({"sub": f"user-{number}"}) for number in range(4)]
-    clients = [gateway.client("open") for _ in tokens]
+    clients = [lab.stack.enter_context(gateway.client("open")) for _ in tokens]
 
     def send(number: int) -> int:
         headers = [("authorization", f"Bearer {tokens[number]}")]
@@ -118,9 +125,8 @@ def test_redis_killed_and_restarted_under_load(
         load.wait_more(100)
         during = set(load.results)
         lab.valkey.start()
+        wait_until(lambda: redis_answers(sidecar), "Redis is asked again")
         load.wait_for(200, 50)
-    for client in clients:
-        client.close()
     assert during <= {200} | permitted_while_down
     assert set(load.results) <= {200, 429} | permitted_while_down
     statuses = [gateway.get("closed", LIMITED, issuer.token()).status for _ in range(SEARCHES_MAX + 1)]
