@@ -185,6 +185,15 @@ class TestDecode:
         assert set(context.headers["authorization"].split(",")) == {"a", "b"}
         assert context.repeated == {"authorization"}
 
+    @pytest.mark.parametrize(
+        ("sent", "read"),
+        [({"X-User": "a"}, {"x-user": "a"}), ({":protocol": "websocket", "a": "b"}, {"a": "b"}), ({}, {})],
+        ids=["upper case", "another pseudo header", "none"],
+    )
+    def test_names_that_are_out_of_the_ordinary(self, sent, read):
+        """Each alone is enough to leave the fast way."""
+        assert dict(decoded(headers=sent, id="7").headers) == read
+
     def test_both_header_fields_are_refused(self):
         """Which of the two to believe would be a guess."""
         message = check_request(headers=HEADERS, raw_headers=[("authorization", b"Bearer abc")])
@@ -308,6 +317,11 @@ class TestAllowed:
         assert options(response.headers) == {"x_user_id": "alice", "x-user-id": "alice", "authorization": "Basic abc"}
         assert not set(options(response.headers)) & set(response.headers_to_remove)
 
+    def test_twins_are_removed_also_where_the_rule_forgot_them(self):
+        """A rule's own headers are never left forgeable by their other spelling."""
+        response = allowed(make_rule(identity_headers=())).ok_response
+        assert {"x_user_id", "x_user_mail", "x_order"} <= set(response.headers_to_remove)
+
     def test_anonymous_rules_remove_identity_headers_too(self):
         """Where nobody was proved, nobody is named."""
         rule = make_rule(anonymous=True, issuers={})
@@ -333,6 +347,13 @@ class TestAllowed:
         added = options(response.ok_response.response_headers_to_add)
         assert added["ratelimit-policy"] == '"odd \\"name\\" \\\\ ?";q=1;w=1'
         assert response.dynamic_metadata["limits"][0]["name"] == other.name
+
+    def test_as_many_limits_as_the_rule_has_need_not_be_the_rules(self):
+        """Each outcome is told under its own limit's name, in the order in which it came."""
+        limits = [outcome(BURST, remaining=4), outcome()]
+        added = options(allowed(limits=limits).ok_response.response_headers_to_add)
+        assert added["ratelimit-policy"] == '"burst";q=5;w=2, "per-user";q=100;w=60'
+        assert added["ratelimit"].startswith('"burst";r=4;')
 
     def test_dynamic_metadata(self):
         """Who, by which rule of which policy, and what is left: strings where Envoy makes descriptors of them."""
