@@ -1,6 +1,7 @@
 """The policy holder: replaces the policy whole or not at all, while the old one goes on deciding."""
 
 import asyncio
+import sys
 import threading
 
 import pytest
@@ -186,3 +187,12 @@ async def test_file_change_to_new_policy(files):
         await replaced.wait()
     assert files.rule_names == ["second"]
     await watcher.close()
+
+
+async def test_loading_leaves_the_interpreter_as_it_was(files):
+    """The finer switching of threads while loading ends with it, also when the policy is refused."""
+    before = sys.getswitchinterval()
+    assert await files.holder.reload()
+    files.path.write_text("")
+    assert not await files.holder.reload()
+    assert sys.getswitchinterval() == before
