@@ -77,7 +77,7 @@ def ratelimit(policy: Callable[[], Policy]) -> Source:
 
     def read() -> list[Sample]:
         return [
-            Sample("sidecar_ratelimit_total", (stats.path, outcome), getattr(stats, outcome))
+            Sample("sidecar_ratelimit_total", (stats.domain, stats.limit, outcome), getattr(stats, outcome))
             for stats in policy().ratelimit.stats.values()
             for outcome in _OUTCOMES
         ]
