@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sidecar.policy.holder import PolicyHolder
     from sidecar.transport.service import Server
 
-_OUTCOMES: Final = ("total_hits", "within_limit", "near_limit", "over_limit", "shadow_mode")
 _BREAKER_NUMBERS: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 

@@ -83,8 +83,8 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     MetricRow(
         "sidecar_ratelimit_total",
         _C,
-        ("limit", "outcome"),
-        "Hits counted by the rate limit service: the limit's path in its configuration, and what came of them.",
+        ("domain", "limit", "outcome"),
+        "Hits counted by the rate limit service, by the limit's path in its configuration and what came of them.",
     ),
     MetricRow("sidecar_calls_in_flight", _G, (), "gRPC calls begun and not answered."),
     MetricRow("sidecar_connections", _G, (), "Open gRPC connections."),

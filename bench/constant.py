@@ -1,0 +1,47 @@
+"""The baseline: a server that answers every Check with the same bytes, on the transports that the sidecar uses."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from bench.setting import CHECK
+from sidecar.core.decision import Decision, DenyReason
+from sidecar.envoy import ext_authz
+from sidecar.transport.service import TcpAddress, UnaryMethod
+
+
+async def serve(engine: str, port: int, ready: Path) -> None:
+    """Serve until SIGTERM."""
+    if engine == "grpcio":
+        from sidecar.transport.grpcio import GrpcioServer as Server
+    else:
+        from sidecar.transport.http2 import Http2Server as Server  # type: ignore[assignment]
+    answer = ext_authz.encode(Decision(DenyReason.NO_RULE, None, None, (), 1))
+    service = {CHECK: UnaryMethod(handler=lambda _message, _call: answer)}
+    server = Server(service, [TcpAddress("127.0.0.1", port)], on_error=lambda error, _method: sys.exit(repr(error)))
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    ready.touch()
+    await stop.wait()
+    await server.drain(1)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=("http2", "grpcio"), required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--ready", type=Path, required=True)
+    chosen = parser.parse_args()
+    uvloop.run(serve(chosen.engine, chosen.port, chosen.ready))
+
+
+if __name__ == "__main__":
+    main()
