@@ -68,7 +68,6 @@ class LocalStore:
         """Decide all charges together, then call `done`, before this returns."""
         del deadline  # it takes no time
         self.decisions_total += 1
-        self.decisions_total += 1
         now_us = self._now_us()
         scaled = charges if self._share == 1 else [self._scale(charge) for charge in charges]
         decided = decide(scaled, now_us, self._load)

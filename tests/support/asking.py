@@ -1,0 +1,56 @@
+"""Asks limit stores in tests: one future for each charge, and waiting for a condition with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sidecar.core.limits import Charge, LimitStore, StoreFailure, Verdict
+from sidecar.edges.redis_endpoint import RedisEndpoint
+from sidecar.edges.redis_store import RedisStore
+
+PATIENCE_S = 15.0
+
+
+def ask(store: LimitStore, *charges: Charge, timeout_s: float = PATIENCE_S) -> asyncio.Future[Verdict | StoreFailure]:
+    """Charge, and get what is passed to `done`; a second call of `done` is an error."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Verdict | StoreFailure] = loop.create_future()
+    store.charge(charges, loop.time() + timeout_s, answer.set_result)
+    return answer
+
+
+async def verdict(store: LimitStore, *charges: Charge) -> Verdict:
+    """Charge, and insist on an answer."""
+    answer = await ask(store, *charges)
+    assert isinstance(answer, Verdict), answer
+    return answer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def until_answered(store: RedisStore, *charges: Charge) -> Verdict:
+    """Charge until the store answers."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not isinstance(answer := await ask(store, *charges), Verdict):
+            await asyncio.sleep(0.01)
+    return answer
+
+
+@asynccontextmanager
+async def redis_store(endpoint: RedisEndpoint, **settings: Any) -> AsyncIterator[RedisStore]:
+    """A started store, connected."""
+    store = RedisStore(endpoint, **{"timeout_s": PATIENCE_S, **settings})
+    store.start()
+    try:
+        await until(lambda: store.connection.connected)
+        yield store
+    finally:
+        await store.close()
