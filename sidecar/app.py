@@ -157,7 +157,8 @@ class App:
         watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload())
         if settings.audit != "none":
             path = None if settings.audit == "stdout" else settings.audit
-            self.audit = AuditSink(loop, path, lock_path=self._role.output_lock if self._role is not None else None)
+            lock_path = self._role.output_lock if self._role is not None else None
+            self.audit = AuditSink(loop, path, claims=self.holder.policy.audit_claims, lock_path=lock_path)
             stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
         endpoint = _redis_endpoint(settings, self._redis_socket)
         timeout_s = settings.redis.timeout_s if settings.redis is not None else REDIS_TIMEOUT_S
@@ -259,6 +260,8 @@ class App:
         self.jwks.replace(document.policy.issuers.values())
         self.metrics.decisions.keep_rules([rule.name for rule in document.policy.rules.rules])
         configure_log(document.settings.log_level)
+        if self.audit is not None:
+            self.audit.claims = document.policy.audit_claims
 
     def _jwks_event(self, name: str, fields: Mapping[str, object]) -> None:
         (_log.info if name == "jwks_changed" else _log.warning)(name, **fields)
