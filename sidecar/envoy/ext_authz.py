@@ -63,7 +63,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
     """
     try:
         attributes = _parse(message).attributes
-    except DecodeError:
+    except (DecodeError, ValueError):  # a UnicodeDecodeError, where protobuf runs without its C part
         return DenyReason.REQUEST_UNDECODABLE
     http = attributes.request.http
     method, raw_path = http.method, http.path

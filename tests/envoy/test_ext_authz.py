@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -248,6 +251,16 @@ class TestDecode:
     def test_any_bytes_are_a_request_or_a_reason(self, message):
         """Decoding never raises."""
         assert isinstance(decode(message), RequestContext | DenyReason)
+
+    def test_protobuf_without_its_c_part_refuses_the_same(self):
+        """Its pure Python part reports text that is not UTF-8 in another way, which is caught as well."""
+        bad = check_request().SerializeToString().replace(b"Bearer abc", b"Bearer \xff\xff\xff")
+        code = f"from sidecar.envoy.ext_authz import decode; print(decode({bad!r}).value)"
+        environment = {**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=60
+        )
+        assert run.stdout == "request_undecodable\n"
 
     def test_damaged_requests_are_a_request_or_a_reason(self):
         """Nor does it for real requests with bytes changed, dropped or doubled; what it reads can be answered."""
