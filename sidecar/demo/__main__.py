@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from contextlib import ExitStack
@@ -23,7 +24,10 @@ from sidecar.demo.upstream import echo_server
 
 ENVOY_PORT = 10000
 WATCH_S = 0.5
-TITLE_COLUMNS = 44
+TITLE_COLUMNS = 38
+WHY_COLUMN = TITLE_COLUMNS + 12
+WIDTH_COLUMNS = 140
+"""How wide a table is made where there is no window to ask."""
 
 COLOURS = {"bold": "1", "green": "32", "red": "31", "grey": "90"}
 
@@ -51,6 +55,7 @@ class Demo:
         stack.callback(self.envoy.stop)
         started("envoy", f"http://127.0.0.1:{self.port}  send requests here")
         self._token_file = self.directory / "token"
+        self._write_token()
 
     @property
     def port(self) -> int:
@@ -92,14 +97,16 @@ class Demo:
         say(f"  $EDITOR {self.sidecar.policy_file}    # a change is taken over when the file is saved")
         say("\nCtrl-C stops everything.")
 
+    def _write_token(self) -> None:
+        self._token_file.write_text(self.issuer.token({"sub": "bob"}))
+        self._fresh_until = time.monotonic() + TOKEN_SECONDS / 2
+
     def stay(self) -> int:
         """Keep the token fresh until a signal; 1 when one of the processes ends by itself."""
         never = threading.Event()
-        fresh_until = 0.0
         while True:
-            if time.monotonic() > fresh_until:
-                self._token_file.write_text(self.issuer.token({"sub": "bob"}))
-                fresh_until = time.monotonic() + TOKEN_SECONDS / 2
+            if time.monotonic() > self._fresh_until:
+                self._write_token()
             for child in self.children():
                 if not child.running:
                     say(paint("red", f"{child.name} ended with status {child.wait()}; its log ends:\n{child.tail()}"))
@@ -108,15 +115,16 @@ class Demo:
 
 
 def row(scenario: Scenario, reply: Reply, *, ok: bool) -> str:
-    """One line of the table, and more for what does not fit on it."""
-    first, *rest = why(reply)
-    request = f"{scenario.method} {scenario.target}"
+    """One row of the table, on as many lines as the window's width asks for."""
     mark = paint("green", "✓") if ok else paint("red", "✗")
-    indent = f"\n  {'':<{TITLE_COLUMNS}}          "
-    second, *more = rest or [""]
-    lines = f"{mark} {scenario.title:<{TITLE_COLUMNS}}  {reply.status:>6}  {first}\n"
-    lines += f"  {paint('grey', f'{request:<{TITLE_COLUMNS}}')}          {second}".rstrip()
-    return lines + "".join(f"{indent}{line}" for line in more)
+    width = max(shutil.get_terminal_size(fallback=(WIDTH_COLUMNS, 0)).columns - WHY_COLUMN, TITLE_COLUMNS)
+    reasons = [part for line in why(reply) for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+    first, second, *more = [*reasons, "", ""]
+    request = paint("grey", f"{scenario.method} {scenario.target}".ljust(TITLE_COLUMNS))
+    lines = [f"{mark} {scenario.title:<{TITLE_COLUMNS}}  {reply.status:>6}  {first}"]
+    lines.append(f"  {request}          {second}")
+    lines += [" " * WHY_COLUMN + line for line in more if line]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def paint(colour: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_stays_up_until_a_signal_and_leaves_no_process(tmp_path: Path, number: s
         child.wait_ready(lambda: "Ctrl-C stops everything" in child.log.read_text(), WITHIN_S)
         output = child.log.read_text()
         port = int(re.search(r"envoy +http://127\.0\.0\.1:(\d+)", output).group(1))
-        token = Path(re.search(r"\$\(cat ([^)]+)\)", output).group(1)).read_text()
+        token_file = Path(re.search(r"\$\(cat ([^)]+)\)", output).group(1))
+        token = token_file.read_text()
         with Client(port) as client:
             assert client.request("GET", "/orders/7", [("authorization", f"Bearer {token}")]).status == 200
         started = descendants(child.pid)
@@ -70,6 +72,9 @@ def test_stays_up_until_a_signal_and_leaves_no_process(tmp_path: Path, number: s
     finally:
         child.stop()
     assert status == {signal.SIGINT: 0, signal.SIGTERM: 128 + signal.SIGTERM}.get(number, -number)
+    if number == signal.SIGKILL:
+        shutil.rmtree(token_file.parent)  # which nobody was left to do
+    assert not token_file.parent.exists()
     wait_until(lambda: not started & processes().keys(), "every process has ended")
 
 

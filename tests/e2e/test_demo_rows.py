@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.demo.processes import wait_until
 from sidecar.demo.scenarios import scenarios
-from tests.support.gateway import BOTH_MODES, Gateway
+from tests.support.gateway import BOTH_MODES, Gateway, Lab
 
 if TYPE_CHECKING:
     from sidecar.demo.issuer import DemoIssuer
@@ -21,6 +21,17 @@ def test_each_row_comes_out_as_it_must(gateway: Gateway, issuer: DemoIssuer, lis
     rows = scenarios(issuer, subject=f"{listener}-{gateway.version}")
     with gateway.client(listener) as client:
         wrong = [f"{row.title}: {line}" for row in rows for line in row.differences(row.send(client))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("server", [{"engine": "grpcio"}, {"workers": 2}], ids=["grpcio", "workers"])
+def test_each_row_comes_out_as_it_must_however_it_is_served(
+    lab: Lab, issuer: DemoIssuer, server: dict[str, object]
+) -> None:
+    """Neither the other engine nor several processes change an answer."""
+    gateway = lab.gateway(lab.sidecar(lambda document: document["server"].update(server)))
+    with gateway.client("open") as client:
+        wrong = [f"{row.title}: {line}" for row in scenarios(issuer) for line in row.differences(row.send(client))]
     assert wrong == []
 
 
