@@ -22,7 +22,7 @@ from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
-from sidecar.edges.file_watch import FileWatcher
+from sidecar.edges.file_watch import FileWatcher, Signature, signatures
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
 from sidecar.edges.log import configure_log, get_log
@@ -64,6 +64,7 @@ def run(config: Path) -> int:
     role = role_from_environment()
     if role is not None:
         end_with_parent(role)
+    known = signatures([str(config)])
     document = load(config, 1)
     settings = document.settings
     configure_log(settings.log_level)
@@ -75,7 +76,7 @@ def run(config: Path) -> int:
             return 1
         if settings.workers > 1 and role is None:
             return uvloop.run(_supervise(config, settings, redis_socket))
-        uvloop.run(App(config, document, redis_socket, role).serve())
+        uvloop.run(App(config, document, known, redis_socket, role).serve())
     return 0
 
 
@@ -112,11 +113,19 @@ class App:
     Args:
         config: The policy file, read again at each reload.
         document: What it held at start.
+        known: The file's signature from before it was read.
         redis_socket: Where the embedded Valkey listens, "" without one.
         role: What this process is to its supervisor; None: it is the only one.
     """
 
-    def __init__(self, config: Path, document: CompiledDocument, redis_socket: str, role: WorkerRole | None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        document: CompiledDocument,
+        known: Mapping[str, Signature],
+        redis_socket: str,
+        role: WorkerRole | None,
+    ) -> None:
         self.settings = document.settings
         self.holder = PolicyHolder(config, document)
         self.cache = TokenCache()
@@ -129,6 +138,7 @@ class App:
         self.store: RedisStore
         self.server: Server
         self._config = config
+        self._known = known
         self._redis_socket = redis_socket
         self._role = role
         self._refused: dict[str, int] = {}
@@ -154,7 +164,7 @@ class App:
 
     async def _start(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
         settings = self.settings
-        watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload())
+        watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload(), known=self._known)
         if settings.audit != "none":
             path = None if settings.audit == "stdout" else settings.audit
             lock_path = self._role.output_lock if self._role is not None else None

@@ -27,18 +27,21 @@ DIRECTORY_DEPTH_MAX: Final = 4
 Signature: TypeAlias = tuple[object, ...] | None
 """Equal as long as nothing changed; None for what is missing."""
 
+NOTHING_KNOWN: Final[Mapping[str, Signature]] = {}
+
 _log = get_log("files")
 
 
 class FileWatcher:
     """Watches the files that `paths` names at each look, and calls `changed` on the loop.
 
-    The first signatures are taken at construction: construct it before the files are read for the first time, and no
-    change is missed. A path that `paths` names later starts with the signature it then has.
+    A path starts with the signature in `known`, or else with the one that it has at construction or when `paths` first
+    names it.
 
     Args:
         paths: Files and directories; asked at each look, since another policy may refer to other files.
         changed: Awaited with the paths that changed; what it raises is logged.
+        known: Signatures that were taken before the files were read: a change since then is reported, too.
         interval_s: Between two looks.
     """
 
@@ -47,12 +50,13 @@ class FileWatcher:
         paths: Callable[[], Iterable[str]],
         changed: Callable[[list[str]], Awaitable[object]],
         *,
+        known: Mapping[str, Signature] = NOTHING_KNOWN,
         interval_s: float = POLL_INTERVAL_S,
     ) -> None:
         self._paths = paths
         self._changed = changed
         self._interval_s = interval_s
-        self._known = signatures(paths())
+        self._known = {**signatures(paths()), **known}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -89,7 +93,7 @@ class FileWatcher:
             _log.exception("file_change_failed", paths=paths)
 
 
-def signatures(paths: Iterable[str]) -> Mapping[str, Signature]:
+def signatures(paths: Iterable[str]) -> dict[str, Signature]:
     """The signature of each path."""
     return {path: _signature(path, DIRECTORY_DEPTH_MAX) for path in paths}
 

@@ -117,10 +117,11 @@ async def test_a_file_that_stays_away_is_reported_once(policy):
 
 
 async def test_a_change_before_the_start_is_not_missed(policy):
-    """What changes between construction and the first look is reported: the policy is read in between."""
-    changes = Changes()
-    watcher = FileWatcher(lambda: [str(policy)], changes.changed, interval_s=INTERVAL_S)
+    """What changes after the signature was taken, so perhaps after the file was read, is reported at the first look."""
+    known = signatures([str(policy)])
     policy.write_text("rules: [1]\n")
+    changes = Changes()
+    watcher = FileWatcher(lambda: [str(policy)], changes.changed, known=known, interval_s=INTERVAL_S)
     watcher.start()
     assert await changes.next() == [str(policy)]
     await watcher.close()
