@@ -191,9 +191,12 @@ def _headers_hold(conditions: tuple[HeaderMatch, ...], headers: Mapping[str, str
 
 
 def _matched(variant: _Variant, segments: list[str]) -> Matched:
-    if not variant.parameter_names:
+    names = variant.parameter_names
+    if not names:
         return Matched(variant.rule, NO_PARAMETERS)
-    return Matched(variant.rule, dict(zip(variant.parameter_names, segments, strict=True)))
+    if len(names) == 1:
+        return Matched(variant.rule, {names[0]: segments[0]})
+    return Matched(variant.rule, dict(zip(names, segments, strict=True)))
 
 
 class _Node:

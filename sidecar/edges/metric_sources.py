@@ -76,9 +76,9 @@ def ratelimit(policy: Callable[[], Policy]) -> Source:
 
     def read() -> list[Sample]:
         return [
-            Sample("sidecar_ratelimit_total", (stats.domain, stats.limit, outcome), getattr(stats, outcome))
+            Sample("sidecar_ratelimit_total", (stats.domain, stats.limit, outcome), count)
             for stats in policy().ratelimit.stats.values()
-            for outcome in _OUTCOMES
+            for outcome, count in stats.outcomes().items()
         ]
 
     return read
