@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sidecar.core.breaker import Breaker
@@ -97,7 +98,8 @@ class RedisStore:
         elif not self.breaker.untroubled and not self.breaker.admit(int(now * _US)):
             self._refuse(StoreFailure.CIRCUIT_OPEN, done)
         else:
-            call = _ChargeCall(min(deadline, now + self._timeout_s), self, charges, done, now)
+            # not loop time, which uvloop keeps in whole milliseconds
+            call = _ChargeCall(min(deadline, now + self._timeout_s), self, charges, done, perf_counter())
             self.connection.send(_pack(b"EVALSHA", self._sha, charges), call, now)
 
     def _refuse(self, failure: StoreFailure, done: Done) -> None:
@@ -109,35 +111,34 @@ class RedisStore:
 
     def settle(self, call: _ChargeCall, reply: Any) -> None:
         """Turn what came back for a call into a verdict or a failure, and tell the breaker."""
-        now = self._now()
         if call.reloads:
             self._reloads_under_way = max(self._reloads_under_way - 1, 0)
         if type(reply) is list and len(reply) == _REPLY_INTEGERS * len(call.charges):
             if not self.breaker.untroubled:
                 self.breaker.succeed()
             if self.observe_latency is not None:
-                self.observe_latency(now - call.started_at)
+                self.observe_latency(perf_counter() - call.started_at)
             call.done(_verdict(call.charges, reply))
             return
         if isinstance(reply, StoreFailure):
-            self._count_against_breaker(reply, now)
+            self._count_against_breaker(reply)
             self._refuse(reply, call.done)
             return
         self.breaker.succeed()  # an error is an answer: there is no waiting to be spared
         text = str(reply)
         if text.startswith("NOSCRIPT") and not call.retried:
-            self._retry(call, now)
+            self._retry(call)
         else:
             self.last_error_reply = text
             self._refuse(StoreFailure.ERROR_REPLY, call.done)
 
-    def _count_against_breaker(self, failure: StoreFailure, now: float) -> None:
+    def _count_against_breaker(self, failure: StoreFailure) -> None:
         if failure is StoreFailure.OVERLOADED:
             self.breaker.release()  # our own bound, and no news of Redis
         else:
-            self.breaker.fail(int(now * _US))
+            self.breaker.fail(int(self._now() * _US))
 
-    def _retry(self, call: _ChargeCall, now: float) -> None:
+    def _retry(self, call: _ChargeCall) -> None:
         """Send a charge again that provably did not happen: Redis does not know the script (restart, SCRIPT FLUSH).
 
         The first one brings the source with it; those behind it on the same connection find the script loaded.
@@ -151,7 +152,7 @@ class RedisStore:
             again.reloads = True
             self._reloads_under_way += 1
             self.script_reloads_total += 1
-        self.connection.send(packed, again, now)
+        self.connection.send(packed, again, self._now())
 
 
 class _ChargeCall(Command):

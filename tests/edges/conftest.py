@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+import uvloop
 
 from sidecar.edges.embedded_valkey import EmbeddedValkey
+
+ON_UVLOOP = {"test_redis_store.py", "test_limit_stores.py"}
+"""Where transports matter, on the loop that serves in production: its transports and its TLS are not asyncio's."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Choose each test's event loop."""
+    del config
+    return {"uvloop": uvloop.new_event_loop} if item.path.name in ON_UVLOOP else {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")

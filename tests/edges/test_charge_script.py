@@ -72,11 +72,8 @@ def test_script_agrees_with_oracle(script: Script, data: st.DataObject, some: li
         window_us = some[0].window_us
         jump = st.one_of(st.integers(0, window_us), st.integers(-window_us, 3 * window_us), st.integers(-(10**15), 0))
         now_us = max(now_us + data.draw(jump), 10**15)
-        charges = data.draw(
-            st.lists(
-                st.builds(Charge, st.sampled_from(some), st.sampled_from([b"a", b"b"]), counts), min_size=1, max_size=4
-            )
-        )
+        charge = st.builds(Charge, st.sampled_from(some), st.sampled_from([b"a", b"b"]), counts)
+        charges = data.draw(st.lists(charge, min_size=1, max_size=4))
         decided = decide(charges, now_us, states.get)
         states.update((write.key, write.state) for write in decided.writes)
         expected = [

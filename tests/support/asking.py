@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sidecar.core.limits import Charge, LimitStore, StoreFailure, Verdict
-from sidecar.edges.redis_endpoint import RedisEndpoint
 from sidecar.edges.redis_store import RedisStore
+
+if TYPE_CHECKING:
+    from sidecar.edges.redis_endpoint import RedisEndpoint
 
 PATIENCE_S = 15.0
 
@@ -32,14 +34,14 @@ async def verdict(store: LimitStore, *charges: Charge) -> Verdict:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
             await asyncio.sleep(0.002)
 
 
 async def until_answered(store: RedisStore, *charges: Charge) -> Verdict:
     """Charge until the store answers."""
     async with asyncio.timeout(PATIENCE_S):
-        while not isinstance(answer := await ask(store, *charges), Verdict):
+        while not isinstance(answer := await ask(store, *charges), Verdict):  # noqa: ASYNC110 - polls Redis
             await asyncio.sleep(0.01)
     return answer
 

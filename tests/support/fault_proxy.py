@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,12 +25,13 @@ class FaultProxy:
         frozen: Nothing is forwarded, in either direction, and nothing is closed.
         mute: Requests arrive at the server, replies do not come back (a half-open connection).
         delay_s: Each chunk of replies waits so long.
+        upstream_path: Where new connections lead.
         cut_after_bytes: Connections are cut after so many bytes of replies; None: never.
         refusing: New connections are closed at once.
     """
 
     def __init__(self, upstream_path: str, tls: ssl.SSLContext | None = None) -> None:
-        self._upstream_path = upstream_path
+        self.upstream_path = upstream_path
         self._tls = tls
         self._moving = asyncio.Event()
         self._moving.set()
@@ -53,7 +55,7 @@ class FaultProxy:
         else:
             self._moving.set()
 
-    async def __aenter__(self) -> FaultProxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -81,7 +83,7 @@ class FaultProxy:
             writer.transport.abort()
             return
         with contextlib.suppress(OSError):
-            up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
+            up_reader, up_writer = await asyncio.open_unix_connection(self.upstream_path)
             self._writers |= {writer, up_writer}
             try:
                 await asyncio.gather(self._requests(reader, up_writer), self._replies(up_reader, writer))
@@ -162,15 +164,15 @@ def _issue(
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(ca.subject if ca is not None else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=24))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=24))
         .add_extension(x509.BasicConstraints(ca=ca is None, path_length=None), critical=True)
     )
     if names:
