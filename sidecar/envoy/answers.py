@@ -146,7 +146,7 @@ def _limit_metadata(name: str) -> Callable[[int, int, bool], bytes]:
 class _RuleParts:
     """A rule in answers. Header values that only the principal decides are kept apart from those of the request."""
 
-    __slots__ = ("anonymous", "challenges", "limits", "metadata", "of_principal", "of_request", "removals")
+    __slots__ = ("anonymous", "challenges", "identity", "limits", "metadata", "of_principal", "of_request", "removals")
 
     def __init__(self, rule: Rule, generation: int) -> None:
         names = {name for name, _ in rule.upstream_headers}
@@ -154,6 +154,7 @@ class _RuleParts:
         if not rule.forward_credential:
             remove.append("authorization")
         self.anonymous = rule.anonymous
+        self.identity = names.union(rule.identity_headers)
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
         upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
         self.of_principal = tuple(it for it in upstream if isinstance(it.selector, _SELECTORS_OF_PRINCIPAL))
@@ -181,6 +182,9 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
     ok, metadata = _of_principal(parts, principal)
     for header in parts.of_request:
         ok += _upstream_option(header, header.selector.select(request, principal, decision.parameters))
+    for name in request.underscored:  # also spellings that mix both, such as x-user_id
+        if name.replace("_", "-") in parts.identity:
+            ok += _removal(name)
     if decision.limits:
         limits = _limits_parts(parts, decision.limits)
         state, limits_metadata = _limits(limits, decision.limits)
