@@ -43,7 +43,7 @@ def read_object(raw: bytes) -> dict[str, Json]:
     if text.startswith(_BYTE_ORDER_MARK):
         raise JsonError("starts with a byte order mark")
     if text.count("{") + text.count("[") > DEPTH_MAX and _depth_exceeds(text, DEPTH_MAX):
-        raise JsonError(f"is nested deeper than {DEPTH_MAX}, or its brackets do not match")
+        raise JsonError(f"is nested deeper than {DEPTH_MAX}")
     try:
         value = _DECODER.decode(text)
     except JsonError:
@@ -58,16 +58,16 @@ def read_object(raw: bytes) -> dict[str, Json]:
 
 
 def _depth_exceeds(text: str, depth_max: int) -> bool:
-    """Whether brackets outside of strings nest deeper, or do not match; found out before anything recursive runs.
-
-    Each pass takes the innermost pairs away (C speed: 8 us for 1,000 brackets, where a loop over them takes 40).
-    """
-    brackets = _NO_BRACKETS.sub("", _STRING.sub("", text)).replace("{", "[").replace("}", "]")
-    for _ in range(depth_max):
-        if not brackets:
-            return False
-        brackets = brackets.replace("[]", "")
-    return bool(brackets)
+    """Whether brackets outside of strings nest deeper; counted before anything recursive sees the text."""
+    depth = 0
+    for bracket in _NO_BRACKETS.sub("", _STRING.sub("", text)):
+        if bracket in "{[":
+            depth += 1
+            if depth > depth_max:
+                return True
+        else:
+            depth -= 1
+    return False
 
 
 def _refuse_lone_surrogates(value: object) -> None:
