@@ -20,8 +20,8 @@ class RequestContext:
         query: What follows the first `?`, undecoded; None where there is no `?`.
         headers: By lower-case name; values of a repeated header are joined with ",". Pseudo headers are not included.
         repeated: Names of headers known to have been sent more than once (only a raw `header_map` tells).
-        underscored: Names of headers with an underscore. Servers that know headers as CGI or WSGI variables take each of
-            `x-user_id`, `x_user-id` and `x_user_id` for `x-user-id`.
+        underscored: Names of headers with an underscore. Servers that know headers as CGI or WSGI variables take each
+            of `x-user_id`, `x_user-id` and `x_user_id` for `x-user-id`.
         source_address: The client's IP address as Envoy sees it (after its XFF processing), "" if unknown.
         source_principal: The peer certificate's identity as verified by Envoy's mTLS, "" without one.
         size_bytes: Content-Length, -1 if unknown.

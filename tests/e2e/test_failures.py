@@ -77,6 +77,36 @@ def test_frozen_redis_is_denied_in_time_and_recovers(lab: Lab, envoy_version: st
     wait_until(lambda: gateway.get("open", LIMITED, issuer.token({"sub": "bob"})).status in {200, 429}, "recovery")
 
 
+def test_frozen_redis_lets_nothing_pass_under_load(lab: Lab, issuer: DemoIssuer) -> None:
+    """With `deny` and many callers at once, no answer is late enough for Envoy to allow what was never decided."""
+    gateway = lab.gateway(lab.sidecar(on_redis_failure("deny")))
+    headers = [("authorization", f"Bearer {issuer.token()}")]
+    clients = [lab.stack.enter_context(gateway.client("open")) for _ in range(8)]
+
+    def send(number: int) -> int:
+        return clients[number].request("GET", "/orders/1", headers).status
+
+    with Load(send, threads=len(clients)) as load:
+        load.wait_for(200, 50)
+        lab.valkey.freeze()
+        load.wait_for(503, 50)  # by now each caller's last request from before the freeze is answered
+        load.forget()
+        load.wait_more(300)
+    assert set(load.results) == {503}
+
+
+def test_ratelimit_filter_is_answered_while_redis_is_frozen(lab: Lab, issuer: DemoIssuer) -> None:
+    """With `deny` for the rate limit service, Envoy's filter refuses at once; it does not wait for its own timeout."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["ratelimit"]["on_redis_failure"] = "deny"
+
+    gateway = lab.gateway(lab.sidecar(change))
+    lab.valkey.freeze()
+    token = issuer.token()
+    assert [gateway.get("closed", "/reports/q1", token).status for _ in range(4)] == [429] * 4
+
+
 def test_error_hands_the_choice_to_envoy(lab: Lab, envoy_version: str, issuer: DemoIssuer) -> None:
     """With `error`, Envoy's failure_mode_allow decides; an Envoy that does not know error_response denies."""
     gateway = lab.gateway(lab.sidecar(on_redis_failure("error")), envoy_version)
@@ -123,7 +153,7 @@ def test_redis_killed_and_restarted_under_load(
         load.wait_for(200, 100)
         lab.valkey.kill()
         load.wait_more(100)
-        during = set(load.results)
+        during = set(load.results.copy())
         lab.valkey.start()
         wait_until(lambda: redis_answers(sidecar), "Redis is asked again")
         load.wait_for(200, 50)

@@ -122,6 +122,18 @@ def test_reload_under_load_loses_and_changes_nothing(lab: Lab, issuer: DemoIssue
     assert set(load.results) == {"right"}
 
 
+def test_limits_outlive_a_reload(lab: Lab, issuer: DemoIssuer) -> None:
+    """What was counted before a reload counts after it."""
+    sidecar = lab.sidecar()
+    gateway = lab.gateway(sidecar)
+    token = issuer.token()
+    assert [gateway.get("closed", "/search", token).status for _ in range(3)] == [200] * 3
+    before = generation(sidecar)
+    replace_file(sidecar.policy_file, sidecar.policy_file.read_text() + "\n# changed\n")
+    wait_until(lambda: generation(sidecar) > before, "a new generation")
+    assert gateway.get("closed", "/search", token).status == 429
+
+
 def test_sighup_reloads(lab: Lab) -> None:
     """SIGHUP reads the file again, whether or not it changed."""
     sidecar = lab.sidecar()

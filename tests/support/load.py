@@ -51,5 +51,14 @@ class Load:
 
     def wait_more(self, more: int) -> None:
         """Until so many more requests have been answered, whatever the answer."""
-        target = self.results.total() + more
-        wait_until(lambda: self.results.total() >= target, f"{more} more; so far {self.results}", WITHIN_S)
+        target = self._total() + more
+        wait_until(lambda: self._total() >= target, f"{more} more; so far {self.results}", WITHIN_S)
+
+    def forget(self) -> None:
+        """Count from here on."""
+        with self._lock:
+            self.results.clear()
+
+    def _total(self) -> int:
+        with self._lock:
+            return self.results.total()
