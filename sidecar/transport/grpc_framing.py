@@ -120,14 +120,19 @@ class MessageReader:
     Args:
         encoding: The call's `grpc-encoding`, empty where it has none.
         message_bytes_max: The largest message, before and after decompression.
+
+    Attributes:
+        fault: Why the message after those already returned cannot be accepted; it is known from the message's prefix,
+            before its bytes, and final.
     """
 
-    __slots__ = ("_buffer", "_encoding", "_message_bytes_max")
+    __slots__ = ("_buffer", "_encoding", "_message_bytes_max", "fault")
 
     def __init__(self, encoding: bytes, message_bytes_max: int) -> None:
         self._buffer = bytearray()
         self._encoding = encoding
         self._message_bytes_max = message_bytes_max
+        self.fault: Refusal | None = None
 
     @property
     def pending_bytes(self) -> int:
@@ -135,26 +140,30 @@ class MessageReader:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take in bytes; return the messages that they complete.
-
-        Raises:
-            FramingError: The next message is too large (known from its prefix, before its bytes), or malformed.
-        """
-        buffer = self._buffer
-        buffer += data
+        """Take in bytes; return the messages that they complete."""
         messages: list[bytes] = []
-        at = 0
-        while len(buffer) - at >= PREFIX_BYTES:
-            flag, length = _PREFIX.unpack_from(buffer, at)
-            if flag > 1:
-                raise FramingError(Refusal.MESSAGE_MALFORMED)
-            if length > self._message_bytes_max:
-                raise FramingError(Refusal.MESSAGE_TOO_LARGE)
-            end = at + PREFIX_BYTES + length
-            if len(buffer) < end:
-                break
-            payload = bytes(buffer[at + PREFIX_BYTES : end])
-            messages.append(decompress(payload, self._encoding, self._message_bytes_max) if flag else payload)
-            at = end
-        del buffer[:at]
+        if self.fault is None:
+            self._buffer += data
+            try:
+                while (message := self._next()) is not None:
+                    messages.append(message)
+            except FramingError as fault:
+                self.fault = fault.refusal
+                self._buffer.clear()
         return messages
+
+    def _next(self) -> bytes | None:
+        buffer = self._buffer
+        if len(buffer) < PREFIX_BYTES:
+            return None
+        flag, length = _PREFIX.unpack_from(buffer)
+        if flag > 1:
+            raise FramingError(Refusal.MESSAGE_MALFORMED)
+        if length > self._message_bytes_max:
+            raise FramingError(Refusal.MESSAGE_TOO_LARGE)
+        end = PREFIX_BYTES + length
+        if len(buffer) < end:
+            return None
+        payload = bytes(memoryview(buffer)[PREFIX_BYTES:end])
+        del buffer[:end]
+        return decompress(payload, self._encoding, self._message_bytes_max) if flag else payload

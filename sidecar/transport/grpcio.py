@@ -6,6 +6,7 @@ before a handler of ours sees the call:
 * A malformed `grpc-timeout`, a message with a wrong prefix or none, an unknown encoding, a content-type that is not
   gRPC, and headers over the limits end in the core's own gRPC status or HTTP error; `refuse` is not asked. Of two
   messages in a unary call the first is taken.
+* A stream that the peer abandons may report `half_closed` before `closed`.
 * `message_bytes_max` is checked after the whole message was received and decompressed: the core's own limit would
   answer with a gRPC error, which a gateway may take for "allow". So one call may hold more memory than the limit.
 * `connections_max`, `header_count_max`, `receive_buffer_bytes_max`, `write_stall_timeout_s` are not enforced, and
@@ -94,13 +95,11 @@ class GrpcioServer:
             for address in self._addresses:
                 bound.append(self._bind(address, credentials))  # noqa: PERF401 - what was bound before a failure counts
         except OSError:
+            await self._server.start()  # grpcio closes listeners only of servers that were started
             await self._server.stop(None)
             self._remove_sockets()
             raise
         await self._server.start()
-        for address in self._addresses:
-            if isinstance(address, UnixAddress):
-                self._sockets.append((address, listeners.socket_identity(address)))
         return tuple(bound)
 
     def _bind(self, address: Address, credentials: grpc.ServerCredentials | None) -> Address:
@@ -113,7 +112,10 @@ class GrpcioServer:
                 port = self._server.add_insecure_port(str(address))
         except RuntimeError as fault:
             raise OSError(f"{address}: cannot be bound: {fault}") from fault
-        return TcpAddress(address.host, port) if isinstance(address, TcpAddress) else address
+        if isinstance(address, TcpAddress):
+            return TcpAddress(address.host, port)
+        self._sockets.append((address, listeners.socket_identity(address)))
+        return address
 
     def _remove_sockets(self) -> None:
         for address, identity in self._sockets:

@@ -194,9 +194,9 @@ class Http2Server:
         self._calls_in_flight -= 1
 
     def hold_bytes(self, more: int) -> bool:
-        """Account for bytes of incomplete messages; True when that is too many."""
+        """Account for bytes of incomplete messages; False when that is too many."""
         self._held_bytes += more
-        return self._held_bytes > self.limits.receive_buffer_bytes_max
+        return self._held_bytes <= self.limits.receive_buffer_bytes_max
 
     def flush_soon(self, connection: Http2Connection) -> None:
         """Flush a connection at the end of this loop iteration, together with all others that have output."""

@@ -72,30 +72,19 @@ class _CallBase:
         self._connection.call_over(self)
         self._hold(0)
 
-    def _read(self, data: bytes) -> list[bytes]:
-        """Feed the message reader.
+    def _message_reader(self) -> MessageReader:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = MessageReader(self.head.encoding, self._connection.limits.message_bytes_max)
+        return reader
 
-        Raises:
-            FramingError: The bytes cannot be accepted.
-        """
-        if self._reader is None:
-            self._reader = MessageReader(self.head.encoding, self._connection.limits.message_bytes_max)
-        return self._reader.feed(data)
-
-    def _hold(self, held_bytes: int) -> None:
-        """Keep the server's account of the bytes that calls hold.
-
-        Raises:
-            FramingError: The server holds too many.
-        """
+    def _hold(self, held_bytes: int) -> bool:
+        """Keep the server's account of the bytes that calls hold; False when it holds too many to hold more."""
         more = held_bytes - self._held_bytes
-        if more:
-            self._held_bytes = held_bytes
-            if self._connection.hold_bytes(more) and more > 0:
-                raise FramingError(Refusal.OVERLOADED)
-
-    def _pending_bytes(self) -> int:
-        return self._reader.pending_bytes if self._reader is not None else 0
+        if not more:
+            return True
+        self._held_bytes = held_bytes
+        return self._connection.hold_bytes(more) or more < 0
 
     def _discard(self, data: bytes) -> None:
         """Bytes after the answer are dropped, up to one message's worth; then the peer is told to stop."""
@@ -162,20 +151,22 @@ class UnaryCall(_CallBase):
         """The one message of a unary call, once the peer has ended its side; None before."""
         if ended and self._reader is None:
             return grpc_framing.sole_message(data, self.head.encoding, self._connection.limits.message_bytes_max)
-        messages = self._read(data)
+        reader = self._message_reader()
+        messages = reader.feed(data)
+        if reader.fault is not None:
+            raise FramingError(reader.fault)
         if messages:
             if self._message is not None or len(messages) > 1:
                 raise FramingError(Refusal.MESSAGE_MALFORMED)
             self._message = messages[0]
-        pending_bytes = self._pending_bytes()
-        if self._message is not None and pending_bytes:
+        if reader.pending_bytes and (ended or self._message is not None):
             raise FramingError(Refusal.MESSAGE_MALFORMED)
         if not ended:
-            self._hold(pending_bytes + len(self._message or b""))
-            return None
-        if self._message is None:
+            if not self._hold(reader.pending_bytes + len(self._message or b"")):
+                raise FramingError(Refusal.OVERLOADED)
+        elif self._message is None:
             raise FramingError(Refusal.MESSAGE_MALFORMED)
-        return self._message
+        return self._message if ended else None
 
     def _invoke(self, message: bytes) -> None:
         try:
@@ -281,21 +272,26 @@ class StreamCall(_CallBase):
         if self.over:
             self._discard(data)
             return
-        try:
-            messages = self._read(data)
-            self._hold(self._pending_bytes())
-            if ended and self._held_bytes:
-                raise FramingError(Refusal.MESSAGE_MALFORMED)  # noqa: TRY301 - one exit for all framing faults
-        except FramingError as fault:
-            self.refuse(fault.refusal)
-            return
+        reader = self._message_reader()
         receiver = self._receiver
         if receiver is None:
             return
-        for message in messages:
-            self._tell(receiver.message, message)
-        if ended:
+        for message in reader.feed(data):
+            if not self.over:
+                self._tell(receiver.message, message)
+        self._after_messages(reader, receiver, ended)
+
+    def _after_messages(self, reader: MessageReader, receiver: StreamReceiver, ended: bool) -> None:
+        if self.over:
+            return
+        if reader.fault is not None:
+            self.refuse(reader.fault)
+        elif ended and reader.pending_bytes:
+            self.refuse(Refusal.MESSAGE_MALFORMED)
+        elif ended:
             self._tell(receiver.half_closed)
+        elif not self._hold(reader.pending_bytes):
+            self.refuse(Refusal.OVERLOADED)
 
     def _tell(self, event: Callable[..., None], *arguments: bytes) -> None:
         try:

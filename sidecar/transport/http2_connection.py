@@ -318,9 +318,11 @@ class Http2Connection(asyncio.Protocol):
             call.receive(b"", True)
 
     def _on_ping_acknowledged(self, event: PingAcknowledged) -> None:
-        self._ping_sent = math.inf
         if event.opaque_data == _DRAIN_PING and self._draining:
             self._send_goaway()
+        elif self._ping_sent != math.inf:
+            self._ping_sent = math.inf
+            self._arm()
 
     def _on_window(self, _event: Event) -> None:
         if not self._writing_paused:
@@ -358,7 +360,7 @@ class Http2Connection(asyncio.Protocol):
             self._server.deadlines.discard(call)
 
     def hold_bytes(self, more: int) -> bool:
-        """Account for bytes of incomplete messages; True when the server holds too many."""
+        """Account for bytes of incomplete messages; False when the server holds too many."""
         return self._server.hold_bytes(more)
 
     def report(self, fault: Exception, method: str) -> None:
@@ -559,7 +561,8 @@ class Http2Connection(asyncio.Protocol):
         """ngh2 refused to go on: it has no state left to say so, hence this GOAWAY by hand (RFC 9113 section 6.8)."""
         if self._closing:
             return
-        if self._established:
+        greeted = self._established or any(isinstance(event, SettingsReceived) for event in self._h2.events())
+        if greeted:
             self._transport.write(_GOAWAY.pack(b"\0\0\x08", 7, 0, 0, 0x7FFFFFFF, ENHANCE_YOUR_CALM))
         self._close()
 
