@@ -1,4 +1,4 @@
-"""The baseline: a server that answers every Check with the same bytes, on the transports that the sidecar uses."""
+"""The baseline: a server that answers each method with the same bytes, on the transports that the sidecar uses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import uvloop
 
-from bench.setting import CHECK
+from bench.setting import CHECK, SHOULD_RATE_LIMIT
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.envoy import ext_authz
+from sidecar.envoy.pb.ratelimit_pb2 import RateLimitResponse
 from sidecar.transport.service import TcpAddress, UnaryMethod
 
 
@@ -23,7 +24,12 @@ async def serve(engine: str, port: int, ready: Path) -> None:
     else:
         from sidecar.transport.http2 import Http2Server as Server  # type: ignore[assignment]
     answer = ext_authz.encode(Decision(DenyReason.NO_RULE, None, None, (), 1))
-    service = {CHECK: UnaryMethod(handler=lambda _message, _call: answer)}
+    status = RateLimitResponse.DescriptorStatus(code=RateLimitResponse.OK, limit_remaining=41)
+    limited = RateLimitResponse(overall_code=RateLimitResponse.OK, statuses=[status]).SerializeToString()
+    service = {
+        CHECK: UnaryMethod(handler=lambda _message, _call: answer),
+        SHOULD_RATE_LIMIT: UnaryMethod(handler=lambda _message, _call: limited),
+    }
     server = Server(service, [TcpAddress("127.0.0.1", port)], on_error=lambda error, _method: sys.exit(repr(error)))
     await server.start()
     stop = asyncio.Event()

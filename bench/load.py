@@ -27,7 +27,7 @@ import ngh2
 import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
 STREAM_WINDOW_BYTES = 1024 * 1024
@@ -41,7 +41,7 @@ class Plan:
     Attributes:
         address: `host:port` or `unix:path`.
         path: The method's full path.
-        messages: Request messages, used in turn.
+        messages: Request messages, used in turn over all connections; may be a sequence that makes them when asked.
         connections: How many connections.
         streams: Closed loop: calls in flight on each. Open loop: the most in flight on each; the rest waits.
         metadata: Further request headers.
@@ -92,7 +92,9 @@ class Result:
 class Caller(asyncio.Protocol):
     """One connection. `refill(caller)` is called after each turn and may `send`."""
 
-    def __init__(self, plan: Plan, result: Result, refill: Callable[[Caller], None]) -> None:
+    def __init__(
+        self, plan: Plan, bodies: Iterator[bytes], result: Result, refill: Callable[[Caller], None]
+    ) -> None:
         self._result = result
         self._refill = refill
         self._accept = plan.accept
@@ -106,8 +108,7 @@ class Caller(asyncio.Protocol):
             (b"te", b"trailers"),
             *plan.metadata,
         )
-        self._bodies = [struct.pack(">BI", 0, len(message)) + message for message in plan.messages]
-        self._next_body = 0
+        self._bodies = bodies
         self._h2 = ngh2.Connection(ngh2.Role.CLIENT, ngh2.Configuration(peer_max_concurrent_streams=plan.streams))
         self._since: dict[int, float] = {}
         self._bytes: dict[int, bytes] = {}
@@ -135,8 +136,7 @@ class Caller(asyncio.Protocol):
         """Queue one call whose latency counts from `intended`."""
         h2 = self._h2
         stream_id = h2.send_request(self._headers)
-        h2.send_data(stream_id, self._bodies[self._next_body], end_stream=True)
-        self._next_body = (self._next_body + 1) % len(self._bodies)
+        h2.send_data(stream_id, next(self._bodies), end_stream=True)
         self._since[stream_id] = intended
 
     def flush(self) -> None:
@@ -184,17 +184,25 @@ class Caller(asyncio.Protocol):
             self._transport.close()
 
 
+def _framed(messages: Sequence[bytes]) -> Iterator[bytes]:
+    """The messages with their length prefixes, for ever."""
+    while True:
+        for message in messages:
+            yield struct.pack(">BI", 0, len(message)) + message
+
+
 async def _connect(plan: Plan, result: Result, refill: Callable[[Caller], None]) -> list[Caller]:
     loop = asyncio.get_running_loop()
+    bodies = _framed(plan.messages)
     callers = []
     for _ in range(plan.connections):
         if plan.address.startswith("unix:"):
             _, caller = await loop.create_unix_connection(
-                lambda: Caller(plan, result, refill), plan.address.removeprefix("unix:")
+                lambda: Caller(plan, bodies, result, refill), plan.address.removeprefix("unix:")
             )
         else:
             host, _, port = plan.address.rpartition(":")
-            _, caller = await loop.create_connection(lambda: Caller(plan, result, refill), host, int(port))
+            _, caller = await loop.create_connection(lambda: Caller(plan, bodies, result, refill), host, int(port))
         callers.append(caller)
     return callers
 

@@ -1,31 +1,41 @@
-"""What every benchmark runs on: the servers as processes of their own, on one core; load and Valkey on another."""
+"""What every benchmark runs on: the servers as processes of their own, on one core; load and Valkey on another.
+
+Each server listens on free ports, ends with the benchmark however that ends, and logs into the setting's directory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt import encode
-from jwt.algorithms import RSAAlgorithm
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from bench.load import process_cpu_s
 from sidecar.edges.embedded_valkey import EmbeddedValkey
 from sidecar.envoy.pb.ext_authz_pb2 import CheckRequest
 
 ROOT = Path(__file__).parents[1]
-READY_WITHIN_S = 20.0
+READY_WITHIN_S = 60.0
+ENDED_WITHIN_S = 10.0
+
+VALKEY_MEMORY_MAX = "1gb"
+"""A million counters take about a fifth of it."""
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 SHOULD_RATE_LIMIT = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -44,16 +54,38 @@ HEADERS = {
     "referer": "https://app.example.com/orders",
 }
 
+Policy = dict[str, Any]
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None)
+
 
 def cores() -> tuple[set[int], set[int]]:
     """The server's core, and what is left for everything else; the same set where there is only one core."""
+    return _SERVER_CORES, _OTHER_CORES
+
+
+def _divided() -> tuple[set[int], set[int]]:
     available = sorted(os.sched_getaffinity(0))
     return {available[-1]}, set(available[:-1]) or {available[-1]}
 
 
+_SERVER_CORES, _OTHER_CORES = _divided()
+"""Divided once: a setting then confines its own process to the second set."""
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that nobody uses now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 @dataclass
 class Running:
-    """A server process under test."""
+    """A server process under test; `ready_after_s` counts from the process's start."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -68,27 +100,48 @@ class Running:
         line = next(x for x in Path(f"/proc/{self.pid}/status").read_text().splitlines() if x.startswith("VmRSS"))
         return int(line.split()[1]) / 1024
 
+    def cpu_s(self) -> float:
+        """CPU time of all its threads so far."""
+        return process_cpu_s(self.pid)
+
+
+def _in_child() -> None:
+    """Take the server's core, and end when the benchmark does, even killed."""
+    os.sched_setaffinity(0, _SERVER_CORES)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str], address: str, ready: str) -> Iterator[Running]:
-    """A process on the server's core, once the file or http:// URL `ready` is there; ended at exit."""
-    server_cores, _ = cores()
+def running(arguments: Sequence[str], address: str, ready: str, log: Path) -> Iterator[Running]:
+    """A process on the server's core, once the file or http:// URL `ready` is there; ended at exit.
+
+    Raises:
+        SystemExit: It did not get ready; the text has the end of its log.
+    """
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: os.sched_setaffinity(0, server_cores),  # noqa: PLW1509 - no threads run here yet
-    )
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C is for the benchmark, which ends its servers
+            preexec_fn=_in_child,  # noqa: PLW1509 - no threads run here
+        )
     try:
         while not _is_ready(ready):
             if process.poll() is not None or time.perf_counter() - started > READY_WITHIN_S:
-                raise SystemExit(f"{' '.join(arguments)} did not start")
+                raise SystemExit(f"{' '.join(arguments)} did not start: {log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.01)
         yield Running(process, address, time.perf_counter() - started)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        try:
+            process.wait(ENDED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _is_ready(ready: str) -> bool:
@@ -97,7 +150,7 @@ def _is_ready(ready: str) -> bool:
     try:
         with urllib.request.urlopen(ready, timeout=1) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return False
 
 
@@ -107,14 +160,17 @@ class Setting:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sidecar-bench-")))
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        jwk = json.loads(RSAAlgorithm.to_jwk(self._key.public_key()))
-        (self.directory / "jwks.json").write_text(json.dumps({"keys": [jwk | {"kid": "k1", "alg": "RS256"}]}))
-        _, other_cores = cores()
-        os.sched_setaffinity(0, other_cores)
-        self.valkey = EmbeddedValkey()
-        self.valkey.start()
+        self._rsa = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._ec = ec.generate_private_key(ec.SECP256R1())
+        keys = [
+            json.loads(RSAAlgorithm.to_jwk(self._rsa.public_key())) | {"kid": "RS256", "alg": "RS256"},
+            json.loads(ECAlgorithm.to_jwk(self._ec.public_key())) | {"kid": "ES256", "alg": "ES256"},
+        ]
+        (self.directory / "jwks.json").write_text(json.dumps({"keys": keys}))
+        os.sched_setaffinity(0, _OTHER_CORES)
+        self.valkey = EmbeddedValkey(VALKEY_MEMORY_MAX)
         self._stack.callback(self.valkey.stop)
+        self.valkey.start()
         self._servers = 0
 
     def __enter__(self) -> Setting:
@@ -123,8 +179,24 @@ class Setting:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def token(self, **claims: object) -> str:
-        """A token of about 700 bytes."""
+    def counters(self) -> int:
+        """How many keys Valkey holds."""
+        return int(self._ask(b"DBSIZE").removeprefix(b":"))
+
+    def forget_counters(self) -> None:
+        """Empty Valkey."""
+        self._ask(b"FLUSHALL")
+
+    def _ask(self, command: bytes) -> bytes:
+        with socket.socket(socket.AF_UNIX) as valkey, valkey.makefile("rwb") as stream:
+            valkey.settimeout(10)
+            valkey.connect(self.valkey.socket_path)
+            stream.write(command + b"\r\n")
+            stream.flush()
+            return stream.readline().strip()
+
+    def token(self, algorithm: str = "RS256", **claims: object) -> str:
+        """A token of about 700 bytes (RS256)."""
         now = int(time.time())
         held = {
             "iss": "https://issuer.example",
@@ -135,10 +207,10 @@ class Setting:
             "iat": now,
             "scope": "openid profile orders:read",
         }
-        return encode(held | claims, self._key, "RS256", {"kid": "k1"})
+        return encode(held | claims, self._rsa if algorithm == "RS256" else self._ec, algorithm, {"kid": algorithm})
 
-    def check(self, path: str = "/orders/42", token: str | None = None) -> bytes:
-        """A CheckRequest as Envoy sends it: 12 headers, about 1.25 KB."""
+    def check(self, path: str = "/orders/42", token: str | None = None, headers: Mapping[str, str] = HEADERS) -> bytes:
+        """A CheckRequest as Envoy sends it: 12 headers and pseudo-headers besides, about 1.25 KB."""
         request = CheckRequest()
         attributes = request.attributes
         attributes.source.address.socket_address.address = "192.0.2.17"
@@ -146,12 +218,12 @@ class Setting:
         http = attributes.request.http
         http.id, http.method, http.host, http.path = "11544912312", "GET", "api.example.com", path
         http.scheme, http.protocol = "https", "HTTP/2"
-        http.headers.update(HEADERS)
+        http.headers.update(headers)
         http.headers.update({":authority": "api.example.com", ":method": "GET", ":path": path, ":scheme": "https"})
         http.headers["authorization"] = f"Bearer {token or self.token()}"
         return request.SerializeToString()
 
-    def policy(self, engine: str = "http2", **overrides: object) -> dict[str, object]:
+    def policy(self, engine: str = "http2", **overrides: object) -> Policy:
         """Warm token, one scope, one exact limit in Redis, two identity headers, audit to a file."""
         return {
             "server": {"engine": engine},
@@ -160,43 +232,61 @@ class Setting:
                 "main": {
                     "issuer": "https://issuer.example",
                     "audiences": ["orders-api"],
-                    "algorithms": ["RS256"],
+                    "algorithms": ["RS256", "ES256"],
                     "keys": {"jwks_file": str(self.directory / "jwks.json")},
                 }
             },
             "limits": {"per-user": {"rate": "4000000000/hour", "key": {"claim": "sub"}}},
             "upstream": {"headers": {"x-user-id": {"claim": "sub"}, "x-user-scopes": {"claim": "scope"}}},
-            "rules": [
-                {
-                    "name": "orders",
-                    "match": {"path": {"template": "/orders/{id}"}, "methods": ["GET"]},
-                    "authenticate": {"issuers": ["main"]},
-                    "authorize": {"scope": "orders:read"},
-                    "limits": ["per-user"],
-                }
-            ],
+            "rules": [self.rule("orders", "/orders/{id}")],
             "audit": {"destination": {"file": str(self.directory / "audit.log")}},
             **overrides,
         }
 
+    def rule(self, name: str, template: str) -> Policy:
+        """A rule of that policy."""
+        return {
+            "name": name,
+            "match": {"path": {"template": template}, "methods": ["GET"]},
+            "authenticate": {"issuers": ["main"]},
+            "authorize": {"scope": "orders:read"},
+            "limits": ["per-user"],
+        }
+
+    def ratelimit_policy(self, *domains: Policy) -> Policy:
+        """A policy that only answers rate limit calls, for these configuration files' contents."""
+        directory = self.directory / f"ratelimit-{len(list(self.directory.glob('ratelimit-*')))}"
+        directory.mkdir()
+        for domain in domains:
+            (directory / f"{domain['domain']}.yaml").write_text(yaml.dump(domain, Dumper=yaml.CSafeDumper))
+        return {
+            "redis": {"url": f"unix://{self.valkey.socket_path}"},
+            "ratelimit": {"directory": str(directory)},
+            "audit": {"destination": "none"},
+        }
+
     @contextlib.contextmanager
-    def sidecar(self, policy: dict[str, object]) -> Iterator[Running]:
+    def sidecar(self, policy: Policy) -> Iterator[Running]:
         """`sidecar serve` with this policy, on a TCP port of its own."""
+        port, admin = free_ports(2)
         self._servers += 1
-        port, admin = 21000 + 2 * self._servers, 21001 + 2 * self._servers
-        server = {"listen": f"127.0.0.1:{port}", **policy["server"]}  # type: ignore[dict-item]
+        server = {"listen": f"127.0.0.1:{port}"} | policy.get("server", {})
         file = self.directory / f"policy-{self._servers}.yaml"
-        file.write_text(yaml.safe_dump(policy | {"server": server, "admin": {"listen": f"127.0.0.1:{admin}"}}))
-        address, ready = f"127.0.0.1:{port}", f"http://127.0.0.1:{admin}/readyz"
-        with running(["-m", "sidecar", "serve", "--config", str(file)], address, ready) as server:
-            yield server
+        whole = policy | {"server": server, "admin": {"listen": f"127.0.0.1:{admin}"}}
+        file.write_text(yaml.dump(whole, Dumper=yaml.CSafeDumper))
+        arguments = ["-m", "sidecar", "serve", "--config", str(file)]
+        with running(arguments, f"127.0.0.1:{port}", f"http://127.0.0.1:{admin}/readyz", self._log()) as started:
+            yield started
 
     @contextlib.contextmanager
     def constant(self, engine: str) -> Iterator[Running]:
-        """A handler that answers every Check with the same bytes, on the given transport."""
+        """A handler that answers every Check, and every rate limit call, with the same bytes, on this transport."""
+        [port] = free_ports(1)
         self._servers += 1
-        port = 21000 + 2 * self._servers
         mark = self.directory / f"constant-{self._servers}"
         arguments = ["-m", "bench.constant", "--engine", engine, "--port", str(port), "--ready", str(mark)]
-        with running(arguments, f"127.0.0.1:{port}", str(mark)) as server:
-            yield server
+        with running(arguments, f"127.0.0.1:{port}", str(mark), self._log()) as started:
+            yield started
+
+    def _log(self) -> Path:
+        return self.directory / f"server-{self._servers}.log"

@@ -1,0 +1,162 @@
+"""How the benchmarks measure: CPU per call of a server's process, in interleaved rounds, against a baseline and a budget.
+
+A machine is never quiet. CPU time per call moves far less than calls per second do; a baseline that is measured in turn
+with what it is compared to moves with it; and the median of the rounds' ratios forgives one bad round.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench.load import Plan, Result, closed_loop, run
+from bench.setting import Running
+
+Accept = Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How long and how much: `FULL` for figures, `QUICK` to see that everything works."""
+
+    seconds: float
+    rounds: int
+    warm_up_s: float
+    counters: int
+    rules: int
+    tokens: int
+    starts: int
+    slow_seconds: float
+    """For what is slow enough to need no long look, such as the grpcio engine."""
+
+
+FULL = Scale(
+    seconds=2.0, rounds=3, warm_up_s=0.5, counters=1_000_000, rules=10_000, tokens=5_000, starts=5, slow_seconds=2.0
+)
+QUICK = Scale(
+    seconds=0.2, rounds=1, warm_up_s=0.1, counters=2_000, rules=200, tokens=100, starts=1, slow_seconds=0.2
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a figure must not exceed (`at_most`), or must reach (`at_least`)."""
+
+    what: str
+    figure: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def held(self) -> bool:
+        return (self.at_most is None or self.figure <= self.at_most) and (
+            self.at_least is None or self.figure >= self.at_least
+        )
+
+    def __str__(self) -> str:
+        bound = f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        return f"{'held  ' if self.held else 'MISSED'}  {self.what}: {self.figure:.2f}{self.unit} ({bound}{self.unit})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A server and what it is asked. `accept` is applied to every answer."""
+
+    server: Running
+    path: str
+    messages: Sequence[bytes]
+    accept: Accept | None = None
+    streams: int = 32
+
+    def plan(self, streams: int | None = None) -> Plan:
+        return Plan(
+            address=self.server.address,
+            path=self.path,
+            messages=self.messages,
+            streams=streams or self.streams,
+            accept=self.accept,
+        )
+
+    def measured(self, seconds: float, warm_up_s: float = 0.5) -> Result:
+        """Closed loop, 4 connections with 32 calls each."""
+        return run(closed_loop(self.plan(), seconds, warm_up_s=warm_up_s, server_pid=self.server.pid))
+
+
+@dataclass
+class Row:
+    """The rounds of one subject."""
+
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def cpu_us(self) -> float:
+        """Server CPU per call, median of the rounds."""
+        return median(cpu_us(result) for result in self.results)
+
+    @property
+    def per_second(self) -> float:
+        return median(result.calls / result.seconds for result in self.results)
+
+    @property
+    def wrong(self) -> dict[str, int]:
+        """Answers that were not accepted, and calls without one, over all rounds."""
+        total: dict[str, int] = {}
+        for result in self.results:
+            for name, count in wrong(result).items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def ratio(self, baseline: Row) -> float:
+        """CPU per call against the baseline's of the same round, median of the rounds."""
+        pairs = zip(self.results, baseline.results, strict=True)
+        return median(cpu_us(mine) / cpu_us(other) for mine, other in pairs)
+
+
+def cpu_us(result: Result) -> float:
+    """Server CPU per call."""
+    return (result.server_cpu_s or 0.0) / max(1, result.calls) * 1e6
+
+
+def wrong(result: Result) -> dict[str, int]:
+    """What came back other than an accepted answer, by kind; empty where all is right."""
+    found = {f"status {name}": count for name, count in result.statuses.items() if name != "0" and count}
+    return found | ({"not accepted": result.wrong} if result.wrong else {}) | ({} if result.calls else {"no answer": 1})
+
+
+def in_turn(subjects: Mapping[str, Subject], scale: Scale, seconds: float | None = None) -> dict[str, Row]:
+    """Measure each subject once a round."""
+    rows = {name: Row() for name in subjects}
+    for _ in range(scale.rounds):
+        for name, subject in subjects.items():
+            rows[name].results.append(subject.measured(seconds or scale.seconds, scale.warm_up_s))
+    return rows
+
+
+def head(title: str) -> str:
+    """The line above `line`s."""
+    return f"{title:46}{'calls/s':>10}{'CPU us':>9}{'ratio':>9}"
+
+
+def line(name: str, row: Row, baseline: Row | None = None, note: str = "") -> str:
+    """One line of a table."""
+    ratio = f"{row.ratio(baseline):.2f}x" if baseline is not None else ""
+    shouted = f"  WRONG: {row.wrong}" if row.wrong else ""
+    return f"{name:46}{row.per_second:10,.0f}{row.cpu_us:9.1f}{ratio:>9}{f'  {note}' if note else ''}{shouted}"
+
+
+def percentiles(result: Result) -> str:
+    """Latencies of an open loop, and what went wrong in it."""
+    shares = "  ".join(f"p{share * 100:g} {result.percentile(share) * 1e3:.2f} ms" for share in (0.5, 0.99, 0.999))
+    shouted = f"  WRONG: {wrong(result)}" if wrong(result) else ""
+    return f"{shares}{shouted}"
+
+
+def alone(benchmark: Callable[[Scale], Sequence[Budget]]) -> None:
+    """Run one benchmark as a program."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="very short: to see that it works, not for figures")
+    for budget in benchmark(QUICK if parser.parse_args().quick else FULL):
+        print(budget)
