@@ -17,7 +17,7 @@ from types import FrameType
 from sidecar.demo.client import Client, Reply
 from sidecar.demo.envoy import Envoy, Listener, bootstrap
 from sidecar.demo.issuer import TOKEN_SECONDS, DemoIssuer
-from sidecar.demo.processes import Child, StartFailedError, free_port
+from sidecar.demo.processes import Child, StartFailedError
 from sidecar.demo.scenarios import Scenario, scenarios, why
 from sidecar.demo.stack import Sidecar
 from sidecar.demo.upstream import echo_server
@@ -49,13 +49,24 @@ class Demo:
         self.sidecar.start()
         stack.callback(self.sidecar.stop)
         started("sidecar", f"http://127.0.0.1:{self.sidecar.admin_port}  admin; its Valkey is embedded")
-        listener = Listener(name="demo", port=free_port(ENVOY_PORT), access_log=self.directory / "envoy" / "access.log")
-        config = bootstrap([listener], self.sidecar.socket, upstream.port)
-        self.envoy = Envoy(config, self.directory / "envoy")
+        self.envoy = self._start_envoy(upstream.port)
         stack.callback(self.envoy.stop)
         started("envoy", f"http://127.0.0.1:{self.port}  send requests here")
         self._token_file = self.directory / "token"
         self._write_token()
+
+    def _start_envoy(self, upstream_port: int) -> Envoy:
+        """On the usual port if it can be had, else on any."""
+        directory = self.directory / "envoy"
+
+        def start(port: int) -> Envoy:
+            listener = Listener(name="demo", port=port, access_log=directory / "access.log")
+            return Envoy(bootstrap([listener], self.sidecar.socket, upstream_port), directory)
+
+        try:
+            return start(ENVOY_PORT)
+        except StartFailedError:
+            return start(0)
 
     @property
     def port(self) -> int:

@@ -127,6 +127,7 @@ def _listener(listener: Listener) -> dict[str, Any]:
     return {
         "name": listener.name,
         "address": _tcp(listener.port),
+        "enable_reuse_port": False,  # else two Envoys would share a port, and each get some of the requests
         "filter_chains": [
             {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         ],

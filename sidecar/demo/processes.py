@@ -41,17 +41,11 @@ def wait_until(condition: Callable[[], bool], what: str, within_s: float = READY
         time.sleep(_POLL_S)
 
 
-def free_port(preferred: int = 0) -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens at the moment: the preferred one if it is free."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no free port on 127.0.0.1")
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _die_with_parent(parent: int) -> Callable[[], None] | None:
