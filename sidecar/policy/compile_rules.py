@@ -117,7 +117,7 @@ class RuleCompiler:
     def __post_init__(self) -> None:
         document = self.validated.document
         upstream = document.upstream
-        self._defaults = self._headers(("upstream", "headers"), upstream, (), anonymous=False)
+        self._defaults = self._headers(("upstream", "headers"), upstream, None, anonymous=False)
         self._forward_default = bool(upstream.forward_credential)
         sections = (upstream, *(rule.upstream for rule in document.rules))
         self._identity_headers = identity_headers(name for section in sections for name in section.headers)
@@ -211,7 +211,7 @@ class RuleCompiler:
         return tuple(bindings)
 
     def _headers(
-        self, where: PathParts, section: written.UpstreamSection, parameters: tuple[str, ...], *, anonymous: bool
+        self, where: PathParts, section: written.UpstreamSection, parameters: tuple[str, ...] | None, *, anonymous: bool
     ) -> dict[str, Selector]:
         headers: dict[str, Selector] = {}
         for name, value in section.headers.items():
@@ -224,13 +224,16 @@ class RuleCompiler:
         return headers
 
     def _check_selector(
-        self, where: PathParts, what: str, selector: Selector, parameters: tuple[str, ...], anonymous: bool
+        self, where: PathParts, what: str, selector: Selector, parameters: tuple[str, ...] | None, anonymous: bool
     ) -> None:
         if isinstance(selector, ClaimSelector) and anonymous:
             message = f"{what} takes a claim, and nobody is proved where the rule is anonymous"
             self.validated.fault(where, message, "header, client_address, path_parameter or constant")
-        if isinstance(selector, PathParameterSelector) and selector.name not in parameters:
-            accepted = did_you_mean(selector.name, parameters, "parameters of the rule's path template")
+        if isinstance(selector, PathParameterSelector) and parameters is None:
+            message = f"{what} takes a path parameter, and the defaults are for rules with any path"
+            self.validated.fault(where, message, "the header in the rules whose template has the parameter")
+        elif isinstance(selector, PathParameterSelector) and selector.name not in (parameters or ()):
+            accepted = did_you_mean(selector.name, parameters or (), "parameters of the rule's path template")
             message = f"{what} takes the path parameter {selector.name!r}, which the rule's path does not have"
             self.validated.fault(where, message, accepted)
 

@@ -119,23 +119,25 @@ class Between:
         return text
 
 
-def _matching(pattern: str, accepted: str) -> Callable[[str], str]:
+def _matching(pattern: str, what: str, accepted: str) -> Callable[[str], str]:
     compiled = re.compile(pattern)
 
     def parse(text: str) -> str:
         if compiled.search(text) is None or text.endswith("\n"):
-            raise Wrong(f"{shown(text)} is not usable here", accepted)
+            raise Wrong(f"{shown(text)} is not {what}", accepted)
         return text
 
     return parse
 
 
 parse_name = _matching(
-    NAME_PATTERN, "a name of up to 64 letters, digits, '.', '_' and '-' that starts with a letter or digit"
+    NAME_PATTERN, "a name", "up to 64 letters, digits, '.', '_' and '-', of which the first is a letter or digit"
 )
-parse_printable = _matching(PRINTABLE_PATTERN, "printable ASCII text")
-parse_scope = _matching(SCOPE_PATTERN, "printable ASCII text without spaces, quotes and backslashes (RFC 6749)")
-parse_nonempty = _matching(r"[^\s]", "text that is not empty")
+parse_printable = _matching(PRINTABLE_PATTERN, "usable here", "printable ASCII text")
+parse_scope = _matching(
+    SCOPE_PATTERN, "a scope", "printable ASCII text without spaces, quotes and backslashes (RFC 6749)"
+)
+parse_nonempty = _matching(r"[^\s]", "usable here", "text that is not empty")
 
 
 def parse_header(text: str) -> str:

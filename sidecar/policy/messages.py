@@ -55,11 +55,11 @@ def _sentence(error: ErrorDetails, path: PathParts) -> tuple[str, str]:
         case "missing":
             return "the key is missing", _description(path)
         case "literal_error":
-            return (f"{_named(value)} is not a choice" if shows else "not a choice"), _choices(context)
+            return (f"{_named(value)} is not a choice" if shows else "not a choice"), _choices(context, path)
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return f"{_named(value)} is out of range", _range(path, context)
         case "too_short":
-            return "it is empty", f"at least {context.get('min_length')} item(s)"
+            return "it is empty", "at least one item"
         case "too_long":
             return "it has too many items", f"at most {context.get('max_length')} items"
         case "union_tag_not_found" | "union_tag_invalid":
@@ -85,7 +85,8 @@ def _accepted_type(kind: str, value: Any, path: PathParts) -> str:
         return inner.accepted() if issubclass(inner, Choice) else f"a mapping; keys: {', '.join(inner.model_fields)}"
     example = next((e for e in (field.examples or () if field else ()) if isinstance(e, str)), None)
     such_as = f" such as {example}" if kind == "string_type" and example is not None else ""
-    return f"{_EXPECTED[kind]}{such_as}{', in quotes' if isinstance(value, (bool, int, float)) and not such_as else ''}"
+    quotes = ", in quotes" if kind == "string_type" and isinstance(value, (int, float)) and not such_as else ""
+    return f"{_EXPECTED[kind]}{such_as}{quotes}"
 
 
 def _named(value: Any) -> str:
@@ -109,8 +110,11 @@ def _kind_of(value: Any) -> str:
             return "no value"
 
 
-def _choices(context: dict[str, Any]) -> str:
-    """Pydantic's `'a', 'b' or 'c'` (or `True`) as YAML writes it: `a, b, c`."""
+def _choices(context: dict[str, Any], path: PathParts) -> str:
+    """Pydantic's `'a', 'b' or 'c'` (or `True`) as YAML writes it: `a, b, c`; what else may stand there, described."""
+    model, name = _model_and_key(path)
+    if model is not None and name in model.model_fields and model_in(model.model_fields[name].annotation) is not None:
+        return _description(path)
     words = str(context.get("expected", "")).replace(" or ", ", ").split(", ")
     choices = ", ".join(word.lower() if word in {"True", "False"} else word.strip("'") for word in words)
     return f"one of {choices}" if len(words) > 1 else f"{choices}, or leave the key out"
