@@ -206,8 +206,10 @@ def _combined(merge: Merge, one: float | Buckets, other: float | Buckets) -> flo
 def _family(name: str, samples: list[Sample]) -> Metric:
     row = ROWS[name]
     labels = row.labels
-    if samples and len(samples[0].labels) > len(labels):
+    if row.merge is Merge.PER_WORKER and any(len(sample.labels) > len(labels) for sample in samples):
         labels = (*labels, "worker")
+    if any(len(sample.labels) != len(labels) for sample in samples):
+        raise ValueError(f"{name} has the labels {labels}")
     if row.kind is Kind.HISTOGRAM:
         histogram = HistogramMetricFamily(name, row.help, labels=labels)
         for sample in samples:

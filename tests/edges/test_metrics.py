@@ -189,3 +189,17 @@ def test_a_process_tells_about_itself():
     assert exposed[("sidecar_connections", ())] == 7
     assert exposed[("process_resident_memory_bytes", ())] > 1_000_000
     assert any(name == "sidecar_build_info" and dict(labels)["engine"] == "http2" for name, labels in exposed)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Sample("sidecar_connections", ("0",), 1),
+        Sample("sidecar_decisions_total", ("rule",), 1),
+        Sample("process_open_fds", ("0", "1"), 1),
+    ],
+)
+def test_a_source_that_disagrees_with_the_table_is_an_error(sample):
+    """Labels that the row does not have, or lacks, are a bug that shows, not a series that lies."""
+    with pytest.raises(ValueError, match="has the labels"):
+        render([sample])
