@@ -3,8 +3,8 @@
 -- KEYS[i]      the counter of charge i. The same key may come several times: its costs are summed, in order.
 -- ARGV[1]      the time in microseconds since the epoch; empty in production, where the server's TIME counts.
 -- ARGV[1 + i]  charge i, 22 bytes, big-endian: algorithm (1), count_denied (1), requests (4), window in us (8), cost (8)
--- Reply        five integers for each charge, in order: allowed (0 or 1), used, remaining, retry_after in us (-1: never),
---              reset_after in us. The decision is allowed if every charge is.
+-- Reply[i]     of charge i, five integers: allowed (0 or 1), used, remaining, retry_after in us (-1: never), reset_after
+--              in us. The decision is allowed if every charge is.
 --
 -- Why reading comes first: an error of a read (a key of another type) must leave nothing written. Why there is no
 -- shebang: without one the server judges OOM, READONLY and the like at the first write only, and lets the rest of the script
@@ -28,44 +28,37 @@ for i, key in ipairs(KEYS) do
   local counter = counters[key]
   if not counter then
     counter = algorithm.read(redis.call('GET', key), now, window)
-    counter.asked, counter.algorithm = 0, algorithm
     counters[key] = counter
   end
   counter.asked = counter.asked + cost
   local fits = requests > 0 and algorithm.used(counter) + counter.asked <= requests
   allowed = allowed and fits
   charges[i] = {
-    counter = counter, fits = fits, count_denied = count_denied == 1, requests = requests, cost = cost, asked = counter.asked,
+    algorithm = algorithm, counter = counter, requests = requests, cost = cost, asked = counter.asked,
+    fits = fits, count_denied = count_denied == 1, used = 0,
   }
 end
 
-local reply = {}
-for i, charge in ipairs(charges) do
+for _, charge in ipairs(charges) do
   local counter = charge.counter
   if charge.cost > 0 and (allowed or charge.count_denied) then
     counter.current = math.min(counter.current + charge.cost, COUNT_MAX)
     counter.dirty = true
   end
-  local used = counter.algorithm.used(counter)
-  reply[5 * i - 3] = used
-  reply[5 * i - 2] = charge.fits and math.max(charge.requests - used, 0) or 0
+  charge.used = charge.algorithm.used(counter)
 end
 
+local reply = {}
 for i, charge in ipairs(charges) do
-  local counter = charge.counter
-  local algorithm = counter.algorithm
+  local algorithm, counter, requests = charge.algorithm, charge.counter, charge.requests
   local reset_after = algorithm.reset_after(counter)
-  local retry_after = 0
-  if not charge.fits then
-    if charge.asked > charge.requests or charge.requests == 0 then
-      retry_after = -1
-    else
-      retry_after = algorithm.retry_after(counter, charge.requests, charge.asked)
-    end
+  if charge.fits then
+    reply[i] = {1, charge.used, math.max(requests - charge.used, 0), 0, reset_after}
+  elseif charge.asked > requests or requests == 0 then
+    reply[i] = {0, charge.used, 0, -1, reset_after}
+  else
+    reply[i] = {0, charge.used, 0, algorithm.retry_after(counter, requests, charge.asked), reset_after}
   end
-  reply[5 * i - 4] = charge.fits and 1 or 0
-  reply[5 * i - 1] = retry_after
-  reply[5 * i] = reset_after
   if counter.dirty then
     counter.dirty = false
     if ARGV[1] == '' then

@@ -6,7 +6,9 @@
 local fixed_window = {}
 
 function fixed_window.read(raw, now, window)
-  local counter = {window = window, now = now, start = now - math.fmod(now, window), current = 0}
+  local counter = {
+    window = window, now = now, start = now - math.fmod(now, window), current = 0, asked = 0, dirty = false,
+  }
   if not raw then
     return counter
   end

@@ -9,7 +9,10 @@
 local sliding_window = {}
 
 function sliding_window.read(raw, now, window)
-  local counter = {window = window, now = now, at = now, start = now - math.fmod(now, window), previous = 0, current = 0}
+  local counter = {
+    window = window, now = now, at = now, start = now - math.fmod(now, window), previous = 0, current = 0, asked = 0,
+    dirty = false,
+  }
   if not raw then
     return counter
   end

@@ -29,23 +29,20 @@ class Breaker:
         open_us_max: Never longer than this.
         probes_max: How many calls may be under way at a time while it is half-open.
         opened_total: How often it has opened.
+        untroubled: Closed, and the last call succeeded: `admit` would say yes, and `succeed` would change nothing.
     """
 
     failures_max: int = 5
     open_us: int = 250_000
     open_us_max: int = 2_000_000
     probes_max: int = 1
-    state: BreakerState = BreakerState.CLOSED
-    opened_total: int = 0
+    state: BreakerState = field(default=BreakerState.CLOSED, init=False)
+    opened_total: int = field(default=0, init=False)
+    untroubled: bool = field(default=True, init=False)
     _failures: int = field(default=0, init=False)
     _probes: int = field(default=0, init=False)
     _opened_for_us: int = field(default=0, init=False)
     _opens_until_us: int = field(default=0, init=False)
-
-    @property
-    def untroubled(self) -> bool:
-        """Closed, and the last call succeeded: `admit` would say yes, and `succeed` would change nothing."""
-        return not self._failures and self.state is BreakerState.CLOSED
 
     def admit(self, now_us: int) -> bool:
         """Whether a call may be made now. A True while half-open takes one of the probes."""
@@ -65,11 +62,13 @@ class Breaker:
         if self.state is BreakerState.OPEN:
             return
         self.state = BreakerState.CLOSED
+        self.untroubled = True
         self._failures = self._probes = self._opened_for_us = 0
 
     def fail(self, now_us: int) -> None:
         """A call was not answered."""
         self._failures += 1
+        self.untroubled = False
         if self.state is BreakerState.HALF_OPEN or (
             self.state is BreakerState.CLOSED and self._failures >= self.failures_max
         ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.core.breaker import Breaker
 from sidecar.core.limits import REQUESTS_MAX, Charge, Done, LimitOutcome, StoreFailure, Verdict
-from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, RedisConnection, pack
+from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, RedisConnection
 from sidecar.edges.scripts import charge_script
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ _COST_MAX = REQUESTS_MAX + 1
 
 _COST_ONE = (1).to_bytes(8, "big")
 _US = 1_000_000
-_REPLY_INTEGERS = 5
 
 
 class RedisStore:
@@ -56,11 +55,11 @@ class RedisStore:
         stall_s: float = STALL_S,
     ) -> None:
         script = charge_script()
-        self._script = script.encode()
         self.connection = RedisConnection(
             endpoint, script, on_connected=self._connected, in_flight_max=in_flight_max, stall_s=stall_s
         )
-        self._sha = self.connection.script_sha
+        self._evalsha = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % self.connection.script_sha
+        self._eval = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(script.encode()), script.encode())
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloads_under_way = 0
@@ -100,7 +99,7 @@ class RedisStore:
         else:
             # not loop time, which uvloop keeps in whole milliseconds
             call = _ChargeCall(min(deadline, now + self._timeout_s), self, charges, done, perf_counter())
-            self.connection.send(_pack(b"EVALSHA", self._sha, charges), call, now)
+            self.connection.send(_pack(self._evalsha, charges), call, now)
 
     def _refuse(self, failure: StoreFailure, done: Done) -> None:
         self.failures[failure] += 1
@@ -113,7 +112,7 @@ class RedisStore:
         """Turn what came back for a call into a verdict or a failure, and tell the breaker."""
         if call.reloads:
             self._reloads_under_way = max(self._reloads_under_way - 1, 0)
-        if type(reply) is list and len(reply) == _REPLY_INTEGERS * len(call.charges):
+        if type(reply) is list and len(reply) == len(call.charges):
             if not self.breaker.untroubled:
                 self.breaker.succeed()
             if self.observe_latency is not None:
@@ -143,22 +142,25 @@ class RedisStore:
 
         The first one brings the source with it; those behind it on the same connection find the script loaded.
         """
-        again = _ChargeCall(call.deadline, self, call.charges, call.done, call.started_at)
-        again.retried = True
         if self._reloads_under_way:
-            packed = _pack(b"EVALSHA", self._sha, call.charges)
+            packed = _pack(self._evalsha, call.charges)
+            kind = _RetriedCall
         else:
-            packed = _pack(b"EVAL", self._script, call.charges)
-            again.reloads = True
+            packed = _pack(self._eval, call.charges)
+            kind = _ReloadingCall
             self._reloads_under_way += 1
             self.script_reloads_total += 1
+        again = kind(call.deadline, self, call.charges, call.done, call.started_at)
         self.connection.send(packed, again, self._now())
 
 
 class _ChargeCall(Command):
     """One decision under way."""
 
-    __slots__ = ("charges", "done", "reloads", "retried", "started_at", "store")
+    __slots__ = ("charges", "done", "started_at", "store")
+
+    retried = False
+    reloads = False
 
     def __init__(
         self, deadline: float, store: RedisStore, charges: Sequence[Charge], done: Done, started_at: float
@@ -169,35 +171,61 @@ class _ChargeCall(Command):
         self.charges = charges
         self.done = done
         self.started_at = started_at
-        self.retried = False
-        self.reloads = False
 
     def complete(self, reply: Any) -> None:
         self.store.settle(self, reply)
 
 
-def _pack(command: bytes, script: bytes, charges: Sequence[Charge]) -> bytes:
-    """EVALSHA or EVAL as lua/charge.lua wants it."""
-    if len(charges) == 1:
+class _RetriedCall(_ChargeCall):
+    """One that is sent again, because Redis did not know the script."""
+
+    __slots__ = ()
+
+    retried = True
+
+
+class _ReloadingCall(_RetriedCall):
+    """The same, with the source."""
+
+    __slots__ = ()
+
+    reloads = True
+
+
+def _pack(command: bytes, charges: Sequence[Charge]) -> bytes:
+    """A whole command as lua/charge.lua wants it; `command` is its name and script, packed.
+
+    By formatting: 0.3 us for one charge and 4.5 us for ten, with hiredis.pack_command 1.6 and 7.0 us.
+    """
+    many = len(charges)
+    if many == 1:
         charge = charges[0]
-        limit = charge.limit
-        cost = _COST_ONE if charge.cost == 1 else min(charge.cost, _COST_MAX).to_bytes(8, "big")
-        return pack((command, script, b"1", charge.key + limit.key_suffix, b"", limit.packed + cost))
-    keys = [charge.storage_key for charge in charges]
-    arguments = [charge.limit.packed + min(charge.cost, _COST_MAX).to_bytes(8, "big") for charge in charges]
-    return pack((command, script, b"%d" % len(charges), *keys, b"", *arguments))
-
-
-def _verdict(charges: Sequence[Charge], reply: list[int]) -> Verdict:
-    if len(charges) == 1:
-        fits, used, remaining, retry_after_us, reset_after_us = reply
-        outcome = LimitOutcome(charges[0].limit, fits == 1, used, remaining, retry_after_us, reset_after_us)
-        return Verdict(outcome.allowed, (outcome,))
-    rows = iter(reply)
-    outcomes = tuple(
-        LimitOutcome(charge.limit, fits == 1, used, remaining, retry_after_us, reset_after_us)
-        for charge, fits, used, remaining, retry_after_us, reset_after_us in zip(
-            charges, rows, rows, rows, rows, rows, strict=True
+        key = charge.key + charge.limit.key_suffix
+        return b"*6\r\n%b$1\r\n1\r\n$%d\r\n%b\r\n$0\r\n\r\n$22\r\n%b%b\r\n" % (
+            command,
+            len(key),
+            key,
+            charge.limit.packed,
+            _COST_ONE if charge.cost == 1 else _packed_cost(charge),
         )
-    )
-    return Verdict(all(outcome.allowed for outcome in outcomes), outcomes)
+    keys, arguments = b"", b"$0\r\n\r\n"
+    for charge in charges:
+        key = charge.key + charge.limit.key_suffix
+        cost = _COST_ONE if charge.cost == 1 else _packed_cost(charge)
+        keys += b"$%d\r\n%b\r\n" % (len(key), key)
+        arguments += b"$22\r\n%b%b\r\n" % (charge.limit.packed, cost)
+    return b"*%d\r\n%b$%d\r\n%d\r\n%b%b" % (2 * many + 4, command, len(str(many)), many, keys, arguments)
+
+
+def _packed_cost(charge: Charge) -> bytes:
+    return min(charge.cost, _COST_MAX).to_bytes(8, "big")
+
+
+def _verdict(charges: Sequence[Charge], reply: list[list[int]]) -> Verdict:
+    allowed = True
+    outcomes = []
+    for charge, (fits, used, remaining, retry_after_us, reset_after_us) in zip(charges, reply, strict=True):
+        outcome = LimitOutcome(charge.limit, fits == 1, used, remaining, retry_after_us, reset_after_us)
+        allowed = allowed and outcome.allowed
+        outcomes.append(outcome)
+    return Verdict(allowed, tuple(outcomes))

@@ -43,7 +43,7 @@ class Script:
         arguments = [charge.limit.packed + struct.pack(">Q", charge.cost) for charge in charges]
         clock = b"" if now_us is None else b"%d" % now_us
         reply: Any = self.client.evalsha(self._sha, len(keys), *keys, clock, *arguments)
-        return list(reply)
+        return [number for numbers in reply for number in numbers]
 
     def state(self, charge: Charge) -> State | None:
         raw: Any = self.client.get(charge.storage_key)
