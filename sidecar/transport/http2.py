@@ -13,7 +13,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from sidecar.transport import http2_connection, listeners
+from sidecar.transport import http2_settings, listeners
 from sidecar.transport.deadlines import DeadlineWheel
 from sidecar.transport.http2_connection import Http2Connection
 from sidecar.transport.service import Refusal, ServerLimits, TcpAddress
@@ -57,8 +57,8 @@ class Http2Server:
         self.limits = limits if limits is not None else ServerLimits()
         self.routes: dict[bytes, Method] = {path.encode("latin-1"): method for path, method in service.items()}
         self.on_error = on_error
-        self.h2_configuration = http2_connection.configuration(self.limits)
-        self.h2_settings = http2_connection.settings(self.limits)
+        self.h2_configuration = http2_settings.configuration(self.limits)
+        self.h2_settings = http2_settings.settings(self.limits)
         self.deadlines: DeadlineWheel
         self._addresses = tuple(addresses)
         self._tls = tls

@@ -13,14 +13,13 @@ flow-control window, lasts for `write_stall_timeout_s`, the connection is aborte
 closed; one on which it gives up (a resource limit) raises, and the GOAWAY is written here. A reset must not overtake
 headers that are still queued, so resets happen after output was taken (`reset_when_sent`).
 
-**Time.** One timer a connection, for whichever comes first: handshake, keepalive, age, drain, stall.
+**Time.** One timer a connection, for whichever comes first: handshake, keepalive, age, drain, stall (connection_clock).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import random
 import struct
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -42,9 +41,11 @@ from ngh2 import (
 )
 
 from sidecar.transport import grpc_framing
+from sidecar.transport.connection_clock import ConnectionClock
 from sidecar.transport.http2_calls import ENHANCE_YOUR_CALM, NO_ERROR, StreamCall, UnaryCall
+from sidecar.transport.http2_settings import CONNECTION_WINDOW_BYTES
 from sidecar.transport.request_head import CONTENT_TYPE, Headers, RequestHead
-from sidecar.transport.service import Refusal, ServerLimits, Status, UnaryMethod
+from sidecar.transport.service import Refusal, Status, UnaryMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,15 +59,6 @@ BYTES_PER_TURN = 128 * 1024
 OUTPUT_BYTES = 256 * 1024
 WRITE_HIGH_WATER_BYTES = 512 * 1024
 WRITE_LOW_WATER_BYTES = 128 * 1024
-
-STREAM_WINDOW_BYTES = 256 * 1024
-CONNECTION_WINDOW_BYTES = 1024 * 1024
-
-HEADER_HARD_FACTOR = 8
-"""How many times over the header limits a block may be before it costs the peer its connection."""
-
-RESETS_BURST, RESETS_PER_S = 1000, 200
-"""Streams that a peer may reset (rapid reset, CVE-2023-44487); gateways cancel what their own clients abandon."""
 
 CONTROL_FRAMES_BURST, CONTROL_FRAMES_PER_S = 2000, 200
 """PING, SETTINGS, PRIORITY_UPDATE and empty DATA frames: cheap to send, costly to answer."""
@@ -86,24 +78,6 @@ _ACCEPT_ENCODING = (b"grpc-accept-encoding", grpc_framing.ACCEPTED_ENCODINGS)
 def _status_fields(status: Status, message: str) -> Headers:
     fields = ((b"grpc-status", b"%d" % status),)
     return (*fields, (b"grpc-message", grpc_framing.percent_encode(message))) if message else fields
-
-
-def configuration(limits: ServerLimits) -> ngh2.Configuration:
-    """What ngh2 enforces on a peer."""
-    return ngh2.Configuration(
-        stream_reset_rate_limit=(RESETS_BURST, RESETS_PER_S),
-        max_inbound_header_list_size=limits.header_list_bytes_max * HEADER_HARD_FACTOR,
-        max_inbound_header_count=limits.header_count_max * HEADER_HARD_FACTOR,
-    )
-
-
-def settings(limits: ServerLimits) -> dict[int, int]:
-    """What the peer is told."""
-    return {
-        ngh2.Setting.MAX_CONCURRENT_STREAMS: limits.concurrent_streams_max,
-        ngh2.Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
-        ngh2.Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
-    }
 
 
 class Http2Connection(asyncio.Protocol):
@@ -130,19 +104,8 @@ class Http2Connection(asyncio.Protocol):
         self._draining = False
         self._goaway_sent = False
         self._control_frames = 0.0
-        now = loop.time()
-        self._now = now
-        self._heard = now
-        self._control_since = now
-        self._ping_sent = math.inf
-        self._handshake_by = now + self.limits.handshake_timeout_s
-        jitter = random.uniform(0.9, 1.1)  # noqa: S311 - spreads reconnects; nothing depends on it being secret
-        self._drain_at = now + self.limits.max_connection_age_s * jitter
-        self._goaway_at = math.inf
-        self._shut_down_at = math.inf
-        self._close_by = math.inf
-        self._stalled_since = math.inf
-        self._timer: asyncio.TimerHandle | None = None
+        self._now = self._control_since = loop.time()
+        self._clock = ConnectionClock(loop, server.limits, self._check_time)
 
     # The transport's side.
 
@@ -158,7 +121,7 @@ class Http2Connection(asyncio.Protocol):
         self._h2.initiate_connection(self._server.h2_settings)
         self._h2.set_local_window_size(CONNECTION_WINDOW_BYTES)
         self._flush()
-        self._arm()
+        self._clock.arm()
 
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the peer."""
@@ -176,8 +139,7 @@ class Http2Connection(asyncio.Protocol):
         del exc
         self._closing = True
         self._unread = b""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._clock.stop()
         for call in list(self._calls.values()):
             call.closed()
         self._calls.clear()
@@ -187,14 +149,14 @@ class Http2Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """asyncio: the peer does not take what is sent; so nothing more is read from it."""
         self._writing_paused = True
-        self._stalled_since = self._loop.time()
+        self._clock.stalled_since = self._loop.time()
         self._pace_reading()
-        self._arm()
+        self._clock.arm()
 
     def resume_writing(self) -> None:
         """asyncio: the peer reads again."""
         self._writing_paused = False
-        self._stalled_since = math.inf
+        self._clock.stalled_since = math.inf
         self._flush()
         if self._unread:
             self._loop.call_soon(self._turn)
@@ -205,7 +167,7 @@ class Http2Connection(asyncio.Protocol):
     def _turn(self) -> None:
         if self._closing or self._writing_paused or not self._unread:
             return
-        self._now = self._heard = self._loop.time()
+        self._now = self._clock.heard = self._loop.time()
         view = memoryview(self._unread)
         size = min(len(view), BYTES_PER_TURN)
         at = events = 0
@@ -309,7 +271,7 @@ class Http2Connection(asyncio.Protocol):
     def _on_settings(self, event: Event) -> None:
         if not self._established:
             self._established = True
-            self._handshake_by = math.inf
+            self._clock.greet_by = math.inf
         self._count_control_frame(event)
 
     def _on_trailers(self, event: TrailersReceived) -> None:
@@ -320,13 +282,13 @@ class Http2Connection(asyncio.Protocol):
     def _on_ping_acknowledged(self, event: PingAcknowledged) -> None:
         if event.opaque_data == _DRAIN_PING and self._draining:
             self._send_goaway()
-        elif self._ping_sent != math.inf:
-            self._ping_sent = math.inf
-            self._arm()
+        elif self._clock.probed != math.inf:
+            self._clock.probed = math.inf
+            self._clock.arm()
 
     def _on_window(self, _event: Event) -> None:
         if not self._writing_paused:
-            self._stalled_since = math.inf
+            self._clock.stalled_since = math.inf
 
     def _on_closed(self, _event: Event) -> None:
         self._close()
@@ -469,10 +431,10 @@ class Http2Connection(asyncio.Protocol):
     def _watch_stall(self) -> None:
         """Note since when the peer's flow-control windows hold back what is queued."""
         if not self._h2.queued_body_size():
-            self._stalled_since = math.inf
-        elif self._stalled_since == math.inf:
-            self._stalled_since = self._loop.time()
-            self._arm()
+            self._clock.stalled_since = math.inf
+        elif self._clock.stalled_since == math.inf:
+            self._clock.stalled_since = self._loop.time()
+            self._clock.arm()
 
     def _refill(self) -> bool:
         """After all output was taken: due resets, and the next message of each stream that waits."""
@@ -502,8 +464,8 @@ class Http2Connection(asyncio.Protocol):
             return
         if not self._draining:
             self._draining = True
-            self._drain_at = math.inf
-            self._goaway_at = self._loop.time() + DRAIN_NOTICE_S
+            self._clock.drain_at = math.inf
+            self._clock.goaway_at = self._loop.time() + DRAIN_NOTICE_S
             try:
                 self._h2.send_shutdown_notice()
                 self._h2.ping(_DRAIN_PING)
@@ -515,7 +477,7 @@ class Http2Connection(asyncio.Protocol):
                 if isinstance(call, StreamCall):
                     call.shut_down()
         self._flush()
-        self._arm()
+        self._clock.arm()
 
     def shut_down(self) -> None:
         """End now: every call still in flight is refused, then the connection is closed."""
@@ -534,7 +496,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _send_goaway(self) -> None:
         """The final GOAWAY of a drain: later streams are refused; the connection closes with its last call."""
-        self._goaway_at = math.inf
+        self._clock.goaway_at = math.inf
         if self._goaway_sent or self._closing:
             return
         self._goaway_sent = True
@@ -571,50 +533,32 @@ class Http2Connection(asyncio.Protocol):
             return
         self._closing = True
         self._unread = b""
-        self._close_by = self._loop.time() + self.limits.write_stall_timeout_s
+        self._clock.closed_by = self._loop.time() + self.limits.write_stall_timeout_s
         self._transport.close()
-        self._arm()
+        self._clock.arm()
 
     # Time.
 
-    def _arm(self) -> None:
-        """Make sure that the timer fires no later than whatever comes first; it may fire early and look again."""
-        due = min(self._close_by, self._stalled_by())
-        if not self._closing:
-            due = min(due, self._handshake_by, self._answer_by(), self._drain_at, self._goaway_at, self._shut_down_at)
-            if self._ping_sent == math.inf:
-                due = min(due, self._heard + self.limits.keepalive_idle_s)
-        if self._timer is not None:
-            if self._timer.when() <= due:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._check_time)
-
-    def _stalled_by(self) -> float:
-        return self._stalled_since + self.limits.write_stall_timeout_s
-
-    def _answer_by(self) -> float:
-        return self._ping_sent + self.limits.keepalive_timeout_s
-
     def _check_time(self) -> None:
-        self._timer = None
+        clock = self._clock
         now = self._loop.time()
-        if now >= min(self._close_by, self._stalled_by(), self._handshake_by, self._answer_by()):
+        if clock.must_give_up(now):
             self.abort()
             return
         if not self._closing:
             self._keep_appointments(now)
-        self._arm()
+        clock.arm()
 
     def _keep_appointments(self, now: float) -> None:
-        if now >= self._shut_down_at:
+        clock = self._clock
+        if now >= clock.shut_down_at:
             self.shut_down()
             return
-        if now >= self._goaway_at:
+        if now >= clock.goaway_at:
             self._send_goaway()
-        if now >= self._drain_at:
-            self._shut_down_at = now + self.limits.max_connection_age_grace_s
+        if now >= clock.drain_at:
+            clock.shut_down_at = now + self.limits.max_connection_age_grace_s
             self.drain(end_streams=False)
-        if self._ping_sent == math.inf and now >= self._heard + self.limits.keepalive_idle_s and not self._closing:
-            self._ping_sent = now
+        if clock.must_probe(now) and not self._closing:
+            clock.probed = now
             self._submit(0, lambda h2: h2.ping(_KEEPALIVE_PING))

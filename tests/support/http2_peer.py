@@ -75,6 +75,22 @@ class Answer:
         assert at == len(self.body), "the body ends inside a message"
         return found
 
+    def take(self, event: ngh2.Event) -> None:
+        """Something came on this stream."""
+        self.ended = self.ended or bool(getattr(event, "end_stream", False))
+        match event:
+            case ngh2.ResponseReceived():
+                self.headers = dict(event.headers)
+            case ngh2.DataReceived():
+                self.body += event.data
+            case ngh2.TrailersReceived():
+                self.trailers = dict(event.headers)
+                self.ended = True
+            case ngh2.StreamReset():
+                self.reset_code = event.error_code
+            case ngh2.StreamClosed():
+                self.closed = True
+
 
 class Http2Peer(asyncio.Protocol):
     """A well-behaved HTTP/2 client with access to each step."""
@@ -134,20 +150,9 @@ class Http2Peer(asyncio.Protocol):
     def _take_events(self) -> None:
         for event in self._h2.events():
             answer = self.answers.get(getattr(event, "stream_id", 0))
+            if answer is not None:
+                answer.take(event)
             match event:
-                case ngh2.ResponseReceived() if answer:
-                    answer.headers = dict(event.headers)
-                    answer.ended = answer.ended or event.end_stream
-                case ngh2.DataReceived() if answer:
-                    answer.body += event.data
-                    answer.ended = answer.ended or event.end_stream
-                case ngh2.TrailersReceived() if answer:
-                    answer.trailers = dict(event.headers)
-                    answer.ended = True
-                case ngh2.StreamReset() if answer:
-                    answer.reset_code = event.error_code
-                case ngh2.StreamClosed() if answer:
-                    answer.closed = True
                 case ngh2.GoAwayReceived():
                     self.goaways.append(event)
                 case ngh2.PingReceived():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -130,7 +130,7 @@ async def test_workers_may_share_a_port(engine: str) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, a server's and a client's certificate, and another CA, as PEM files."""
     folder = tmp_path_factory.mktemp("tls")
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
 
     def issue(
         name: str, issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None
@@ -144,8 +144,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             .issuer_name(issuer_name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
             .sign(issuer_key, hashes.SHA256())
@@ -346,7 +346,7 @@ async def test_ages_are_jittered() -> None:
         peers = [await Http2Peer.connect(running.address) for _ in range(20)]
         await eventually(lambda: running.server.connections == 20)
         now = asyncio.get_running_loop().time()
-        ages = [connection._drain_at - now for connection in running.server._connections]
+        ages = [connection._clock.drain_at - now for connection in running.server._connections]
         assert max(ages) - min(ages) > 10
         assert 890 < min(ages) < max(ages) < 1110
         for peer in peers:
