@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -21,7 +20,7 @@ STOP_WITHIN_S = 10.0
 LOG_TAIL_LINES = 15
 
 _POLL_S = 0.02
-_PR_SET_PDEATHSIG = 1
+_TIE = Path(__file__).with_name("tie.py")
 
 
 class StartFailedError(Exception):
@@ -48,24 +47,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """What a new child does first: ask Linux for SIGKILL when the parent dies. Other systems have no such thing."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask
-
-
 class Child:
     """A child process in a session of its own (Ctrl-C reaches only the parent, which stops it), its output in a file.
 
-    Linux ties the child to the *thread* that started it: start children from a thread that lives as long as they.
+    Linux ends it with its parent, more exactly with the *thread* that started it: see `tie.py`.
+
+    Args:
+        command: The program's whole path, and its arguments.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], log: Path) -> None:
@@ -73,12 +61,11 @@ class Child:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [str(part) for part in command],
+                [sys.executable, "-IS", _TIE, str(os.getpid()), *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - it makes two system calls and takes no lock
             )
 
     @property
