@@ -31,6 +31,8 @@ KEYS_MAX = 100
 
 KID_CHARS_MAX = 256
 JWKS_BYTES_MAX = 512 * 1024
+JWKS_VALUES_MAX = 16 * 1024
+"""As `strict_json.VALUES_MAX`: certificates and what else some issuers add to their keys included."""
 
 RSA_BITS_MIN = 2048
 """RFC 7518 section 3.3."""
@@ -135,7 +137,7 @@ def parse_jwks(body: bytes) -> KeySet:
     if len(body) > JWKS_BYTES_MAX:
         raise KeySetError(f"the document is larger than {JWKS_BYTES_MAX} bytes")
     try:
-        document = read_object(body)
+        document = read_object(body, JWKS_VALUES_MAX)
     except JsonError as error:
         raise KeySetError(f"the document {error}") from None
     entries = document.get("keys")
@@ -229,6 +231,8 @@ def _read_rsa(jwk: Mapping[str, Json]) -> _Read:
         raise _UnusableKeyError(f"the RSA modulus has {bits} bits, not {RSA_BITS_MIN} to {RSA_BITS_MAX}")
     if modulus % 2 == 0:
         raise _UnusableKeyError("the RSA modulus is even")
+    if all(modulus % prime in powers for prime, powers in _ROCA_RESIDUES.items()):
+        raise _UnusableKeyError("the RSA modulus can be factored (ROCA, CVE-2017-15361)")
     if exponent < 3 or exponent % 2 == 0 or exponent.bit_length() > RSA_EXPONENT_BITS_MAX:
         raise _UnusableKeyError(f"the RSA exponent is not an odd number from 3 to 2^{RSA_EXPONENT_BITS_MAX}")
     try:
@@ -300,6 +304,10 @@ def _thumbprint(members: dict[str, str]) -> bytes:
     """RFC 7638 section 3: the required members, in order, without white space."""
     return sha256(json.dumps(members, separators=(",", ":"), sort_keys=True).encode()).digest()
 
+
+_ROCA_PRIMES = (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
+_ROCA_RESIDUES = {prime: frozenset(pow(65537, power, prime) for power in range(prime)) for prime in _ROCA_PRIMES}
+"""The flawed library made primes that are powers of 65537 modulo many small primes, and so are their products."""
 
 _RSA_HASHES: dict[str, hashes.HashAlgorithm] = {
     "RS256": hashes.SHA256(),

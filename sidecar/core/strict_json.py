@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 DEPTH_MAX = 16
 """Objects and arrays inside each other, the outermost included: real tokens use up to six."""
 
+VALUES_MAX = 512
+"""Commas and opening brackets, those in strings included: each value of 8 KiB of small ones would cost more than a
+signature's verification does, 1 ms together, before anything is proved."""
+
 INTEGER_DIGITS_MAX = 32
 """A double keeps 17; identifiers of 128 bits that someone wrote as a number take 39 and belong into a string."""
 
@@ -30,8 +34,12 @@ class JsonError(ValueError):
     """The text is not a JSON object that everyone reads alike. The message names the fault and quotes nothing."""
 
 
-def read_object(raw: bytes) -> dict[str, Json]:
+def read_object(raw: bytes, values_max: int = VALUES_MAX) -> dict[str, Json]:
     """The JSON object that `raw` is.
+
+    Args:
+        raw: The whole text.
+        values_max: See `VALUES_MAX`.
 
     Raises:
         JsonError: It is anything else, or could be read in more than one way.
@@ -42,7 +50,10 @@ def read_object(raw: bytes) -> dict[str, Json]:
         raise JsonError("is not UTF-8") from None
     if text.startswith(_BYTE_ORDER_MARK):
         raise JsonError("starts with a byte order mark")
-    if text.count("{") + text.count("[") > DEPTH_MAX and _depth_exceeds(text, DEPTH_MAX):
+    brackets = text.count("{") + text.count("[")
+    if brackets + text.count(",") > values_max:
+        raise JsonError(f"has more than {values_max} values")
+    if brackets > DEPTH_MAX and _depth_exceeds(text, DEPTH_MAX):
         raise JsonError(f"is nested deeper than {DEPTH_MAX}")
     try:
         value = _DECODER.decode(text)

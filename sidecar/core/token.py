@@ -78,18 +78,10 @@ class NeedKey(NamedTuple):
 
 def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Rejected:
     """The token that `text` spells: three canonical base64url segments, of which two are strict JSON objects."""
-    if len(text) > bytes_max:
-        return Rejected(_MALFORMED, f"longer than {bytes_max} bytes")
-    if not text.isascii():
-        return Rejected(_MALFORMED, "has a character outside of ASCII")
-    raw = text.encode()
-    if raw.translate(None, base64url.ALPHABET) != b"..":
-        return Rejected(_MALFORMED, "is not three segments of base64url joined by two dots")
-    header_segment, payload_segment, signature_segment = raw.split(b".")
-    if not (header_segment and payload_segment and signature_segment):
-        return Rejected(_MALFORMED, "has an empty segment")
-    if len(header_segment) > HEADER_BYTES_MAX:
-        return Rejected(_MALFORMED, f"the header is longer than {HEADER_BYTES_MAX} bytes")
+    segments = _segments(text, bytes_max)
+    if isinstance(segments, Rejected):
+        return segments
+    header_segment, payload_segment, signature_segment = segments
     try:
         signature = base64url.decode_checked(signature_segment)
     except base64url.Base64UrlError as error:
@@ -114,9 +106,26 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         unverified_alg=cast("str", header["alg"]),
         unverified_kid=cast("str | None", header.get("kid")),
         unverified_type=_token_type(cast("str", header.get("typ", ""))),
-        signing_input=raw[: len(header_segment) + 1 + len(payload_segment)],
+        signing_input=b"%b.%b" % (header_segment, payload_segment),
         signature=signature,
     )
+
+
+def _segments(text: str, bytes_max: int) -> list[bytes] | Rejected:
+    """Exactly three that are not empty, of characters in the alphabet (RFC 7515 section 7.1); a few us for any text."""
+    if len(text) > bytes_max:
+        return Rejected(_MALFORMED, f"longer than {bytes_max} bytes")
+    if not text.isascii():
+        return Rejected(_MALFORMED, "has a character outside of ASCII")
+    raw = text.encode()
+    if raw.translate(None, base64url.ALPHABET) != b"..":
+        return Rejected(_MALFORMED, "is not three segments of base64url joined by two dots")
+    segments = raw.split(b".")
+    if not all(segments):
+        return Rejected(_MALFORMED, "has an empty segment")
+    if len(segments[0]) > HEADER_BYTES_MAX:
+        return Rejected(_MALFORMED, f"the header is longer than {HEADER_BYTES_MAX} bytes")
+    return segments
 
 
 def _object(segment: bytes, part: str) -> dict[str, Json] | Rejected:

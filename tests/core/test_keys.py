@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.core import base64url
 from sidecar.core.issuer import ALGORITHMS
 from sidecar.core.keys import JWKS_BYTES_MAX, KEYS_MAX, KID_CHARS_MAX, KeySet, KeySetError, parse_jwks
 from tests.support.tokens import SigningKey, b64, b64_integer, jwks, make_key
@@ -29,7 +31,14 @@ def modulus(bits: int) -> str:
     return b64_integer((1 << (bits - 1)) | 1)
 
 
-X448 = b64(b"\x05" + bytes(55))
+def roca() -> str:
+    """A modulus like those of the flawed library: a power of 65537 modulo the product of many small primes."""
+    product = math.prod(number for number in range(3, 168) if all(number % other for other in range(2, number)))
+    value = pow(65537, 5, product)
+    value += ((1 << 2047) // product + 1) * product
+    return b64_integer(value if value % 2 else value + product)
+
+
 SMALL_ORDER = {
     "zero": bytes(32),
     "identity": bytes([1]) + bytes(31),
@@ -75,6 +84,7 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
     "RSA one bit short": (RSA | {"n": modulus(2047)}, "2047 bits"),
     "RSA one bit long": (RSA | {"n": modulus(8193)}, "8193 bits"),
     "RSA even": (RSA | {"n": b64_integer(N - 1)}, "even"),
+    "RSA of the ROCA kind (CVE-2017-15361)": (RSA | {"n": roca()}, "ROCA"),
     "RSA e = 1": (RSA | {"e": "AQ"}, "exponent"),
     "RSA e = 2": (RSA | {"e": "Ag"}, "exponent"),
     "RSA e even": (RSA | {"e": "AQAA"}, "exponent"),
@@ -266,14 +276,65 @@ def test_verify_never_raises(alg: str) -> None:
 
 
 def test_odd_sizes_verify() -> None:
-    """RSA 2056 bits, 3072 and 4096, P-521's 521 bits: lengths are rounded up to bytes."""
-    for number, bits in enumerate((2056, 3072)):
+    """An RSA modulus that does not fill its first byte: lengths are rounded up."""
+    for number, bits in enumerate((2049, 3072)):
         private = rsa.generate_private_key(public_exponent=65537, key_size=bits)
         signing = SigningKey("PS256", private, f"k{number}")
         key = parse_jwks(jwks(signing)).find(signing.kid, "PS256")
         assert key is not None
         assert key.verify(signing.sign(b"x"), b"x")
-    assert ec.SECP521R1().key_size == 521
+
+
+_JOE = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
+STANDARDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "RFC 7515 A.3": (
+        {
+            "kty": "EC",
+            "crv": "P-256",
+            "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+            "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+        },
+        "ES256",
+        (
+            f"eyJhbGciOiJFUzI1NiJ9.{_JOE}."
+            "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
+        ),
+    ),
+    "RFC 7515 A.4": (
+        {
+            "kty": "EC",
+            "crv": "P-521",
+            "x": "AekpBQ8ST8a8VcfVOTNl353vSrDCLLJXmPk06wTjxrrjcBpXp5EOnYG_NjFZ6OvLFV1jSfS9tsz4qUxcWceqwQGk",
+            "y": "ADSmRA43Z1DSNx_RvcLI87cdL07l6jQyyBXMoxVg_l2Th-x3S1WDhjDly79ajL4Kkd0AZMaZmh9ubmf63e3kyMj2",
+        },
+        "ES512",
+        (
+            "eyJhbGciOiJFUzUxMiJ9.UGF5bG9hZA."
+            "AdwMgeerwtHoh-l192l60hp9wAHZFVJbLfD_UxMi70cwnZOYaRI1bKPWROc-mZZqwqT2SI-KGDKB34XO0aw_7XdtAG8GaSwFKdCAPZgoXD2Y"
+            "BJZCPEX3xKpRwcdOO8KpEHwJjyqOgzDO7iKvU8vcnwNrmxYbSW9ERBXukOXolLzeO_Jn"
+        ),
+    ),
+    "RFC 8037 A.4": (
+        {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
+        "EdDSA",
+        (
+            "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc."
+            "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("jwk", "alg", "text"), STANDARDS.values(), ids=STANDARDS.keys())
+def test_the_standards_own_examples(jwk: dict[str, Any], alg: str, text: str) -> None:
+    """Keys and signatures as they are printed; a changed bit is noticed."""
+    key = parse_jwks(jwks(jwk)).find(None, alg)
+    assert key is not None
+    signing_input, _, segment = text.rpartition(".")
+    signature = base64url.decode(segment.encode())
+    assert key.verify(signature, signing_input.encode())
+    assert not key.verify(signature, signing_input.encode() + b"A")
+    assert not key.verify(signature[:-1] + bytes([signature[-1] ^ 1]), signing_input.encode())
 
 
 @settings(max_examples=200, deadline=None)

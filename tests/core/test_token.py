@@ -14,7 +14,7 @@ from sidecar.core.decision import DenyReason
 from sidecar.core.issuer import ALGORITHMS, TOKEN_BYTES_MAX, IssuerPolicy
 from sidecar.core.keys import KID_CHARS_MAX, KeySet, parse_jwks
 from sidecar.core.principal import Principal
-from sidecar.core.strict_json import DEPTH_MAX, INTEGER_DIGITS_MAX
+from sidecar.core.strict_json import DEPTH_MAX, INTEGER_DIGITS_MAX, VALUES_MAX
 from sidecar.core.token import HEADER_BYTES_MAX, NeedKey, Rejected, UnverifiedToken
 from tests.support.hostile_tokens import (
     GOOD,
@@ -101,6 +101,7 @@ ACCEPTED: dict[str, str] = {
     "brackets in strings do not nest": with_claims(x='[{"\\' * 50),
     "nested as deep as allowed": KEY.token(good_claims(x=nested(DEPTH_MAX - 1))),
     "integer as long as allowed": claims_text('"jti"', f'"n": {"9" * INTEGER_DIGITS_MAX}, "jti"'),
+    "as many values as allowed": KEY.token(good_claims(x=[1] * (VALUES_MAX - 9))),
     "white space in JSON": KEY.token(json.dumps(good_claims(), indent=2).encode()),
     "high s: RFC 7518 does not forbid it": es256(SIGNATURE_R, HIGH_S),
     "as long as allowed": padded_to(TOKEN_BYTES_MAX),

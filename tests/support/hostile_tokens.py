@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sidecar.core.decision import DenyReason
 from sidecar.core.issuer import TOKEN_BYTES_MAX
 from sidecar.core.keys import KID_CHARS_MAX
-from sidecar.core.strict_json import DEPTH_MAX, INTEGER_DIGITS_MAX
+from sidecar.core.strict_json import DEPTH_MAX, INTEGER_DIGITS_MAX, VALUES_MAX
 from sidecar.core.token import HEADER_BYTES_MAX
 from tests.support.tokens import AUDIENCE, ISSUER, NOW_S, b64, good_claims, issuer_policy, make_key
 
@@ -168,6 +168,8 @@ LEXICAL: dict[str, str] = {
     "payload name twice by escape": claims_text('"sub"', '"s\\u0075b": "user", "sub"'),
     "payload nested one too deep": KEY.token(good_claims(x=nested(DEPTH_MAX))),
     "payload nested 1000": KEY.token(b'{"x":' + b"[" * 1000 + b"]" * 1000 + b"}"),
+    "payload of one value too many": KEY.token(good_claims(x=[1] * (VALUES_MAX - 8))),
+    "payload of many objects": KEY.token(good_claims(x=[{}] * 1500)),
     "payload lone surrogate": claims_text("alice", "\\ud800"),
     "payload lone surrogate in a name": claims_text('"jti"', '"\\udfff": 1, "jti"'),
     "payload reversed surrogates": claims_text("alice", "\\udc00\\ud800"),
