@@ -90,7 +90,10 @@ def _schema(_arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    from sidecar.edges.log import configure_log  # noqa: PLC0415
     from sidecar.explain import RequestError, described_request, explain  # noqa: PLC0415
+
+    configure_log("error")
 
     try:
         if arguments.json:

@@ -49,7 +49,7 @@ class ClaimSelector:
             return None
         path = self.path
         value = principal.claims.get(path[0]) if len(path) == 1 else claim_at(principal.claims, path)
-        return value if value.__class__ is str else claim_text(value)  # type: ignore[return-value]
+        return value if value.__class__ is str else claim_text(value)
 
 
 @dataclass(frozen=True, slots=True)
