@@ -34,7 +34,7 @@ class Breaker:
 
     failures_max: int = 5
     open_us: int = 250_000
-    open_us_max: int = 2_000_000
+    open_us_max: int = 1_000_000
     probes_max: int = 1
     state: BreakerState = field(default=BreakerState.CLOSED, init=False)
     opened_total: int = field(default=0, init=False)

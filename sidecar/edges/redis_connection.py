@@ -36,7 +36,7 @@ STALL_S = 2.0
 SWEEP_S = 0.002
 """Commands that are due within this time fail together, that much early."""
 BACKOFF_S = 0.05
-BACKOFF_MAX_S = 2.0
+BACKOFF_MAX_S = 1.0
 
 _CLIENT_NAME = b"sidecar"
 _NEVER = math.inf
@@ -267,6 +267,11 @@ class RedisConnection:
                 await supervisor
         if link is not None:
             await link.closed
+
+    def drop(self) -> None:
+        """Give this connection up and make a new one. Commands under way fail as unreachable."""
+        if self._link is not None:
+            self._link.abort()
 
     def send(self, packed: bytes, command: Command, now: float) -> None:
         """Send a packed command with the next flush; `now` is loop time. It may fail before this returns."""

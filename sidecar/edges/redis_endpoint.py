@@ -1,14 +1,12 @@
-"""Where a Redis is and how to greet it: the URL, the credentials and the TLS files of the policy, read once."""
+"""Where a Redis is and how to greet it: its address, the credentials, and the TLS files, read once."""
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 _PORT_DEFAULT = 6379
-_SCHEMES = "redis://host:port/db, rediss://host:port/db, unix:///path?db=0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,45 +70,3 @@ def tls_context(ca: Path | None = None, certificate: Path | None = None, key: Pa
 def _no_password() -> str:
     # asked only for an encrypted key: an empty password fails, where no callback at all would ask the terminal
     return ""
-
-
-def parse_endpoint(
-    url: str,
-    *,
-    username: str = "",
-    password: str = "",
-    tls: ssl.SSLContext | None = None,
-    server_name: str = "",
-) -> RedisEndpoint:
-    """Read `redis.url`. `tls` is used for rediss:// only (there, None means the system's certificates).
-
-    Raises:
-        ValueError: The URL is not one of redis://, rediss:// or unix://, or it carries a password.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port or _PORT_DEFAULT
-    except ValueError as error:
-        raise ValueError(f"redis.url: {error}; accepted: {_SCHEMES}") from None
-    if parts.password is not None or parts.username is not None:
-        raise ValueError("redis.url: must not hold credentials; use redis.username and redis.password_file")
-    if parts.scheme == "unix" and not parts.netloc and len(parts.path) > 1:
-        database = _database(parse_qs(parts.query).get("db", ["0"])[-1])
-        return RedisEndpoint(path=unquote(parts.path), database=database, username=username, password=password)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ValueError(f"redis.url: {url!r} is not understood; accepted: {_SCHEMES}, or: embedded")
-    return RedisEndpoint(
-        host=parts.hostname,
-        port=port,
-        database=_database(parts.path.strip("/") or "0"),
-        username=username,
-        password=password,
-        tls=(tls or tls_context()) if parts.scheme == "rediss" else None,
-        server_name=server_name,
-    )
-
-
-def _database(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 6):
-        raise ValueError(f"redis.url: database {text!r} is not a number")
-    return int(text)

@@ -30,7 +30,7 @@ class RedisStore:
     """A `LimitStore` on one Redis or Valkey server. Create it anywhere, `start` it in the event loop.
 
     Args:
-        endpoint: Which server, see `redis_endpoint.parse_endpoint`.
+        endpoint: Which server.
         timeout_s: The longest that a decision waits for Redis.
         breaker: Opens when Redis stops answering.
         observe_latency: Called with the seconds that each answered decision took.
@@ -94,6 +94,8 @@ class RedisStore:
         now = loop.time()
         if len(charges) > CHARGES_MAX:
             self._refuse(StoreFailure.OVERLOADED, done)
+        elif deadline <= now:
+            self._refuse(StoreFailure.TIMEOUT, done)
         elif not self.breaker.untroubled and not self.breaker.admit(int(now * _US)):
             self._refuse(StoreFailure.CIRCUIT_OPEN, done)
         else:
@@ -129,6 +131,8 @@ class RedisStore:
             self._retry(call)
         else:
             self.last_error_reply = text
+            if text.startswith("READONLY"):
+                self.connection.drop()  # after a failover the name leads elsewhere
             self._refuse(StoreFailure.ERROR_REPLY, call.done)
 
     def _count_against_breaker(self, failure: StoreFailure) -> None:
@@ -222,6 +226,10 @@ def _packed_cost(charge: Charge) -> bytes:
 
 
 def _verdict(charges: Sequence[Charge], reply: list[list[int]]) -> Verdict:
+    if len(charges) == 1:  # as below, in 0.4 instead of 0.9 us
+        fits, used, remaining, retry_after_us, reset_after_us = reply[0]
+        outcome = LimitOutcome(charges[0].limit, fits == 1, used, remaining, retry_after_us, reset_after_us)
+        return Verdict(outcome.allowed, (outcome,))
     allowed = True
     outcomes = []
     for charge, (fits, used, remaining, retry_after_us, reset_after_us) in zip(charges, reply, strict=True):

@@ -109,6 +109,26 @@ async def test_error_replies_are_failures(endpoint, valkey_admin):
         assert store.breaker.state is BreakerState.CLOSED
 
 
+async def test_a_server_that_became_a_replica_is_left(own_valkey, own_endpoint):
+    """READONLY means that another server is the primary now: the name is looked up again with a new connection."""
+    async with redis_store(own_endpoint) as store:
+        with redis.Redis(unix_socket_path=own_valkey.socket_path) as admin:
+            await verdict(store, PLENTY)
+            admin.replicaof("127.0.0.1", "1")
+            assert await ask(store, PLENTY) is StoreFailure.ERROR_REPLY
+            await until(lambda: store.connection.connects_total == 2)
+            admin.replicaof("NO", "ONE")
+        await until_answered(store, PLENTY)
+
+
+async def test_a_deadline_that_has_passed_takes_nothing(endpoint, valkey_admin):
+    """Nobody waits for it: it is not even sent."""
+    async with redis_store(endpoint) as store:
+        assert await ask(store, PLENTY, timeout_s=0) is StoreFailure.TIMEOUT
+        assert await ask(store, PLENTY, timeout_s=-1) is StoreFailure.TIMEOUT
+    assert valkey_admin.dbsize() == 0
+
+
 async def test_a_users_password_and_database(endpoint, valkey, valkey_admin):
     """An ACL user with the rights that docs/limits.md lists can charge, in its own database."""
     valkey_admin.execute_command(

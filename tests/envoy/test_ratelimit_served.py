@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.limits import OnFailure
 from sidecar.edges.local_store import LocalStore
-from sidecar.edges.redis_endpoint import parse_endpoint
+from sidecar.edges.redis_endpoint import RedisEndpoint
 from sidecar.edges.redis_store import RedisStore
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, Answer, RateLimitService
@@ -41,7 +41,7 @@ async def served(request, valkey, tmp_path):
     """A client's call, the events of the service behind it, and its user's name."""
     (tmp_path / "served.yaml").write_text(CONFIGURATION)
     policy = SimpleNamespace(ratelimit=load_directory(tmp_path, OnFailure.LOCAL))
-    store, events, errors = RedisStore(parse_endpoint(valkey.url), timeout_s=2.0), [], []
+    store, events, errors = RedisStore(RedisEndpoint(host="127.0.0.1", port=valkey.port), timeout_s=2.0), [], []
     store.start()
     service = RateLimitService(lambda: policy, store, LocalStore(), "test", events.append)
     methods = {SHOULD_RATE_LIMIT: UnaryMethod(handler=service.handle)}
