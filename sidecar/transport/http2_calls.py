@@ -28,6 +28,7 @@ class _CallBase:
     """What both kinds of call share: identity, deadline, and the one transition from open to over."""
 
     __slots__ = (
+        "_answers",
         "_connection",
         "_discarded_bytes",
         "_held_bytes",
@@ -42,6 +43,7 @@ class _CallBase:
 
     def __init__(self, connection: Http2Connection, stream_id: int, head: RequestHead, started: float) -> None:
         self._connection = connection
+        self._answers = connection.answers
         self.stream_id = stream_id
         self.head = head
         self.started = started
@@ -90,7 +92,7 @@ class _CallBase:
         """Bytes after the answer are dropped, up to one message's worth; then the peer is told to stop."""
         self._discarded_bytes += len(data)
         if self._discarded_bytes > self._connection.limits.message_bytes_max:
-            self._connection.reset_when_sent(self.stream_id, NO_ERROR)
+            self._answers.reset_when_sent(self.stream_id, NO_ERROR)
 
 
 class UnaryCall(_CallBase):
@@ -109,13 +111,13 @@ class UnaryCall(_CallBase):
         """Send the response message and status OK. Does nothing when the call is over."""
         if not self.over:
             self._end()
-            self._connection.send_message(self.stream_id, message)
+            self._answers.message(self.stream_id, message)
 
     def fail(self, status: Status, message: str) -> None:
         """End the call with a non-OK status. Does nothing when the call is over."""
         if not self.over:
             self._end()
-            self._connection.send_status(self.stream_id, status, message)
+            self._answers.status(self.stream_id, status, message)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with the method's response message for this refusal, or with its gRPC status."""
@@ -132,7 +134,7 @@ class UnaryCall(_CallBase):
                 self.respond(message)
             return
         self._end()
-        self._connection.send_refusal(self.stream_id, refusal)
+        self._answers.refusal(self.stream_id, refusal)
 
     def receive(self, data: bytes, ended: bool) -> None:
         """A DATA frame's payload, and whether the peer has ended its side."""
@@ -230,7 +232,7 @@ class StreamCall(_CallBase):
         if len(self._queue) >= queue_max:
             self._queue.clear()
             self._end()
-            self._connection.reset(self.stream_id, ENHANCE_YOUR_CALM)
+            self._answers.reset(self.stream_id, ENHANCE_YOUR_CALM)
             return False
         self._queue.append(grpc_framing.frame(message))
         self._connection.stream_output(self)
@@ -242,7 +244,7 @@ class StreamCall(_CallBase):
             return
         self._end()
         if not self._headers_sent and not self._queue:
-            self._connection.send_status(self.stream_id, status, message)
+            self._answers.status(self.stream_id, status, message)
             self._stop_peer()
         else:
             self._finish = (status, message)
@@ -250,21 +252,20 @@ class StreamCall(_CallBase):
 
     def pump(self) -> bool:
         """Hand the next queued message to HTTP/2 once it has taken the one before; True while more is queued."""
-        connection = self._connection
-        if self._queue and connection.taken(self.stream_id):
+        if self._queue and self._answers.taken(self.stream_id):
             if not self._headers_sent:
                 self._headers_sent = True
-                connection.send_stream_headers(self.stream_id)
-            connection.send_stream_data(self.stream_id, self._queue.popleft())
+                self._answers.stream_begin(self.stream_id)
+            self._answers.stream_data(self.stream_id, self._queue.popleft())
         if self._finish is not None and not self._queue:
-            connection.send_stream_trailers(self.stream_id, *self._finish)
+            self._answers.stream_end(self.stream_id, *self._finish)
             self._finish = None
             self._stop_peer()
         return bool(self._queue)
 
     def _stop_peer(self) -> None:
         if not self._peer_ended:
-            self._connection.reset_when_sent(self.stream_id, NO_ERROR)
+            self._answers.reset_when_sent(self.stream_id, NO_ERROR)
 
     def receive(self, data: bytes, ended: bool) -> None:
         """A DATA frame's payload, and whether the peer has ended its side."""

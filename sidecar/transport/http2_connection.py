@@ -11,7 +11,7 @@ flow-control window, lasts for `write_stall_timeout_s`, the connection is aborte
 
 **Errors.** A violation that ngh2 answers with GOAWAY ends in a ConnectionClosed event, after which the transport is
 closed; one on which it gives up (a resource limit) raises, and the GOAWAY is written here. A reset must not overtake
-headers that are still queued, so resets happen after output was taken (`reset_when_sent`).
+headers that are still queued, so resets happen after output was taken (`AnswerWriter.reset_when_sent`).
 
 **Time.** One timer a connection, for whichever comes first: handshake, keepalive, age, drain, stall (connection_clock).
 """
@@ -40,18 +40,19 @@ from ngh2 import (
     WindowUpdated,
 )
 
-from sidecar.transport import grpc_framing
 from sidecar.transport.connection_clock import ConnectionClock
+from sidecar.transport.http2_answers import AnswerWriter
 from sidecar.transport.http2_calls import ENHANCE_YOUR_CALM, NO_ERROR, StreamCall, UnaryCall
 from sidecar.transport.http2_settings import CONNECTION_WINDOW_BYTES
-from sidecar.transport.request_head import CONTENT_TYPE, Headers, RequestHead
-from sidecar.transport.service import Refusal, Status, UnaryMethod
+from sidecar.transport.request_head import RequestHead
+from sidecar.transport.service import Status, UnaryMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sidecar.transport.deadlines import Expiring
     from sidecar.transport.http2 import Http2Server
+    from sidecar.transport.request_head import Headers
 
 SLICE_BYTES = 8 * 1024
 EVENTS_PER_TURN = 256
@@ -66,18 +67,11 @@ CONTROL_FRAMES_BURST, CONTROL_FRAMES_PER_S = 2000, 200
 DRAIN_NOTICE_S = 1.0
 """How long the final GOAWAY waits for the answer to the PING behind the shutdown notice (RFC 9113 section 6.8)."""
 
+SHOWN_PATH_CHARACTERS = 200
+
 _KEEPALIVE_PING = b"keepaliv"
 _DRAIN_PING = b"draining"
 _GOAWAY = struct.Struct(">3sBBIII")
-
-_RESPONSE: Headers = ((b":status", b"200"), (b"content-type", CONTENT_TYPE))
-_TRAILERS_OK: Headers = ((b"grpc-status", b"0"),)
-_ACCEPT_ENCODING = (b"grpc-accept-encoding", grpc_framing.ACCEPTED_ENCODINGS)
-
-
-def _status_fields(status: Status, message: str) -> Headers:
-    fields = ((b"grpc-status", b"%d" % status),)
-    return (*fields, (b"grpc-message", grpc_framing.percent_encode(message))) if message else fields
 
 
 class Http2Connection(asyncio.Protocol):
@@ -88,14 +82,13 @@ class Http2Connection(asyncio.Protocol):
         self._server = server
         self._loop = loop
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, server.h2_configuration)
+        self.answers = AnswerWriter(self._h2, self._flush_soon)
         self._transport: asyncio.Transport
         self._calls: dict[int, UnaryCall | StreamCall] = {}
         self._head: RequestHead | None = None
         self._fresh: list[UnaryCall | StreamCall] = []
         self._backlogged: set[StreamCall] = set()
-        self._resets: dict[int, int] = {}
         self._unread = b""
-        self._in_turn = False
         self._flush_due = False
         self._writing_paused = False
         self._reading_paused = False
@@ -171,7 +164,7 @@ class Http2Connection(asyncio.Protocol):
         view = memoryview(self._unread)
         size = min(len(view), BYTES_PER_TURN)
         at = events = 0
-        self._in_turn = True
+        self.answers.corked = True
         try:
             while at < size and events < EVENTS_PER_TURN and not self._closing:
                 self._h2.receive_data(view[at : at + SLICE_BYTES])
@@ -183,7 +176,7 @@ class Http2Connection(asyncio.Protocol):
             self._give_up()
             return
         finally:
-            self._in_turn = False
+            self.answers.corked = False
         self._unread = self._unread[at:] if at < len(view) else b""
         self._flush()
         if self._unread:
@@ -259,12 +252,9 @@ class Http2Connection(asyncio.Protocol):
     def _reject(self, stream_id: int, head: RequestHead) -> None:
         """No gRPC request, or no method of ours."""
         if head.http_status:
-            fields: Headers = ((b":status", b"%d" % head.http_status),)
-            if head.http_status == 405:
-                fields = (*fields, (b"allow", b"POST"))
-            self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
+            self.answers.http_status(stream_id, head.http_status)
         else:
-            self.send_status(stream_id, Status.UNIMPLEMENTED, f"unknown method {head.path}")
+            self.answers.status(stream_id, Status.UNIMPLEMENTED, f"unknown method {head.path[:SHOWN_PATH_CHARACTERS]}")
 
     # Events that are neither requests nor data.
 
@@ -329,72 +319,10 @@ class Http2Connection(asyncio.Protocol):
         """A handler raised."""
         self._server.on_error(fault, method)
 
-    def send_message(self, stream_id: int, message: bytes) -> None:
-        """The whole answer of a unary call."""
-        h2 = self._h2
-        if self._closing:
-            return
-        try:
-            h2.send_response(stream_id, _RESPONSE)
-            h2.send_data(stream_id, grpc_framing.frame(message))
-            h2.send_trailers(stream_id, _TRAILERS_OK)
-        except NGH2Error:
-            return  # the stream was reset, or the connection ended, behind this event
-        if not self._in_turn:
-            self._flush_soon()
-
-    def send_status(self, stream_id: int, status: Status, message: str) -> None:
-        """A trailers-only answer."""
-        fields = (*_RESPONSE, *_status_fields(status, message))
-        self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
-
-    def send_refusal(self, stream_id: int, refusal: Refusal) -> None:
-        """A trailers-only answer that says why the transport refused."""
-        fields = (*_RESPONSE, *_status_fields(refusal.status, refusal.label))
-        if refusal is Refusal.COMPRESSION_UNSUPPORTED:
-            fields = (*fields, _ACCEPT_ENCODING)
-        self._submit(stream_id, lambda h2: h2.send_response(stream_id, fields, end_stream=True))
-
-    def send_stream_headers(self, stream_id: int) -> None:
-        """Begin a streaming answer."""
-        self._submit(stream_id, lambda h2: h2.send_response(stream_id, _RESPONSE))
-
-    def send_stream_data(self, stream_id: int, framed: bytes) -> None:
-        """One framed message of a streaming answer."""
-        self._submit(stream_id, lambda h2: h2.send_data(stream_id, framed))
-
-    def send_stream_trailers(self, stream_id: int, status: Status, message: str) -> None:
-        """End a streaming answer."""
-        self._submit(stream_id, lambda h2: h2.send_trailers(stream_id, _status_fields(status, message)))
-
     def stream_output(self, call: StreamCall) -> None:
         """A stream has something queued."""
         self._backlogged.add(call)
-        if not self._in_turn:
-            self._flush_soon()
-
-    def taken(self, stream_id: int) -> bool:
-        """Whether HTTP/2 has taken all that the stream gave it."""
-        return self._h2.queued_body_size(stream_id) == 0
-
-    def reset_when_sent(self, stream_id: int, error_code: int) -> None:
-        """Reset a stream once all that is queued on it has been taken."""
-        self._resets[stream_id] = error_code
-        if not self._in_turn:
-            self._flush_soon()
-
-    def reset(self, stream_id: int, error_code: int) -> None:
-        """Reset a stream now; what is queued on it is lost."""
-        self._submit(stream_id, lambda h2: h2.reset_stream(stream_id, error_code))
-
-    def _submit(self, stream_id: int, action: Callable[[ngh2.Connection], None]) -> None:
-        if self._closing:
-            return
-        try:
-            action(self._h2)
-        except NGH2Error:
-            self._resets.pop(stream_id, None)  # the stream is gone; its StreamClosed tells the call
-        if not self._in_turn:
+        if not self.answers.corked:
             self._flush_soon()
 
     # Output.
@@ -438,19 +366,11 @@ class Http2Connection(asyncio.Protocol):
 
     def _refill(self) -> bool:
         """After all output was taken: due resets, and the next message of each stream that waits."""
-        more = False
-        if self._resets:
-            for stream_id in [stream for stream in self._resets if self.taken(stream)]:
-                error_code = self._resets.pop(stream_id)
-                if stream_id in self._calls:
-                    self.reset(stream_id, error_code)
-                    more = True
-        if self._backlogged:
-            for call in list(self._backlogged):
-                if self.taken(call.stream_id):
-                    more = True
-                    if not call.pump():
-                        self._backlogged.discard(call)
+        more = self.answers.submit_due_resets()
+        for call in [each for each in self._backlogged if self.answers.taken(each.stream_id)]:
+            more = True
+            if not call.pump():
+                self._backlogged.discard(call)
         return more
 
     # Ending.
@@ -507,8 +427,8 @@ class Http2Connection(asyncio.Protocol):
             return
         for stream_id, call in self._calls.items():
             if call.over:
-                self._resets.setdefault(stream_id, NO_ERROR)
-        if not self._in_turn:
+                self.answers.reset_when_sent(stream_id, NO_ERROR)
+        if not self.answers.corked:
             self._flush()
 
     def _terminate(self, error_code: int) -> None:
@@ -561,4 +481,4 @@ class Http2Connection(asyncio.Protocol):
             self.drain(end_streams=False)
         if clock.must_probe(now) and not self._closing:
             clock.probed = now
-            self._submit(0, lambda h2: h2.ping(_KEEPALIVE_PING))
+            self.answers.ping(_KEEPALIVE_PING)

@@ -207,6 +207,7 @@ async def test_a_flood_is_cut_off_with_goaway(name: str) -> None:
         assert code not in (None, NO_ERROR)
         await eventually(lambda: running.server.connections == 0)
         assert running.server.calls_in_flight == 0
+        assert running.handled == []
         await assert_serving(running)
 
 
