@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -17,12 +18,12 @@ from sidecar.envoy.pb.ratelimit_pb2 import RateLimitResponse
 from sidecar.transport.service import TcpAddress, UnaryMethod
 
 
-async def serve(engine: str, port: int, ready: Path) -> None:
+async def serve(engine: str, port: int, on_ready: Callable[[], None]) -> None:
     """Serve until SIGTERM."""
     if engine == "grpcio":
-        from sidecar.transport.grpcio import GrpcioServer as Server
+        from sidecar.transport.grpcio import GrpcioServer as Server  # noqa: PLC0415 - as the product does
     else:
-        from sidecar.transport.http2 import Http2Server as Server  # type: ignore[assignment]
+        from sidecar.transport.http2 import Http2Server as Server  # type: ignore[assignment]  # noqa: PLC0415 - the same
     answer = ext_authz.encode(Decision(DenyReason.NO_RULE, None, None, (), 1))
     status = RateLimitResponse.DescriptorStatus(code=RateLimitResponse.OK, limit_remaining=41)
     limited = RateLimitResponse(overall_code=RateLimitResponse.OK, statuses=[status]).SerializeToString()
@@ -34,7 +35,7 @@ async def serve(engine: str, port: int, ready: Path) -> None:
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    ready.touch()
+    on_ready()
     await stop.wait()
     await server.drain(1)
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ready", type=Path, required=True)
     chosen = parser.parse_args()
-    uvloop.run(serve(chosen.engine, chosen.port, chosen.ready))
+    uvloop.run(serve(chosen.engine, chosen.port, chosen.ready.touch))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: CPU per call of a server's process, in interleaved rounds, against a baseline and a budget.
+"""How the benchmarks measure: a server's CPU per call, in interleaved rounds, against a baseline and a budget.
 
 A machine is never quiet. CPU time per call moves far less than calls per second do; a baseline that is measured in turn
 with what it is compared to moves with it; and the median of the rounds' ratios forgives one bad round.
@@ -10,9 +10,12 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import TYPE_CHECKING
 
 from bench.load import Plan, Result, closed_loop, run
-from bench.setting import Running
+
+if TYPE_CHECKING:
+    from bench.setting import Running
 
 Accept = Callable[[bytes], bool]
 
@@ -35,9 +38,7 @@ class Scale:
 FULL = Scale(
     seconds=2.0, rounds=3, warm_up_s=0.5, counters=1_000_000, rules=10_000, tokens=5_000, starts=5, slow_seconds=2.0
 )
-QUICK = Scale(
-    seconds=0.2, rounds=1, warm_up_s=0.1, counters=2_000, rules=200, tokens=100, starts=1, slow_seconds=0.2
-)
+QUICK = Scale(seconds=0.2, rounds=1, warm_up_s=0.1, counters=2_000, rules=200, tokens=100, starts=1, slow_seconds=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)

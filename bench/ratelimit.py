@@ -1,0 +1,81 @@
+"""The rate limit service with 1, 2 and 10 descriptors, against a constant answer to the same messages.
+
+Each descriptor has a limit and a counter of its own in Redis; all of a request are charged in one script call.
+Budgets: 1 descriptor at most 3 times the CPU of the constant answer, 10 descriptors at most 3 times one; in an open
+loop at half of capacity, p99 at most 5 times p50.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from bench.load import open_loop, run
+from bench.measure import Budget, Scale, Subject, alone, head, in_turn, line, percentiles
+from bench.setting import SHOULD_RATE_LIMIT, Policy, Setting
+from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
+
+COUNTS = (1, 2, 10)
+USERS = 100
+"""Distinct users, so that not all calls meet in one counter."""
+
+
+def within(message: bytes) -> bool:
+    """Whether a RateLimitResponse lets the request pass."""
+    return RateLimitResponse.FromString(message).overall_code == RateLimitResponse.OK
+
+
+def request(descriptors: int, user: int) -> bytes:
+    """A RateLimitRequest as Envoy sends it."""
+    asked = RateLimitRequest(domain="orders")
+    for number in range(descriptors):
+        descriptor = asked.descriptors.add()
+        descriptor.entries.add(key=f"limit-{number}", value="orders")
+        descriptor.entries.add(key="user", value=f"user-{user}")
+    return asked.SerializeToString()
+
+
+def domain() -> Policy:
+    """A limit for each user under each of ten descriptors."""
+    limit = {"unit": "hour", "requests_per_unit": 4_000_000_000}
+    return {
+        "domain": "orders",
+        "descriptors": [
+            {"key": f"limit-{number}", "value": "orders", "descriptors": [{"key": "user", "rate_limit": limit}]}
+            for number in range(max(COUNTS))
+        ],
+    }
+
+
+def main(scale: Scale) -> list[Budget]:
+    """Print the table."""
+    with Setting() as setting, ExitStack() as servers:
+        constant = servers.enter_context(setting.constant("http2"))
+        service = servers.enter_context(setting.sidecar(setting.ratelimit_policy(domain())))
+        messages = {count: [request(count, user) for user in range(USERS)] for count in COUNTS}
+        subjects = {"constant answer": Subject(server=constant, path=SHOULD_RATE_LIMIT, messages=messages[1])} | {
+            f"descriptors: {count}": Subject(
+                server=service, path=SHOULD_RATE_LIMIT, messages=messages[count], accept=within
+            )
+            for count in COUNTS
+        }
+        rows = in_turn(subjects, scale)
+        baseline, one, _, ten = rows.values()
+        print(head("closed loop, http2, server on one core"))
+        for name, row in rows.items():
+            print(line(name, row, baseline))
+        counters, expected = setting.counters(), USERS * max(COUNTS)
+        print(f"counters in Valkey: {counters} (expected: {expected}){'' if counters == expected else '  WRONG'}")
+        pace = one.per_second / 2
+        print(f"\nopen loop at half of capacity ({pace:,.0f}/s), from the intended send time")
+        paced = run(open_loop(subjects["descriptors: 1"].plan(streams=256), pace, scale.seconds))
+        print(f"descriptors: 1: {percentiles(paced)}")
+    tail = paced.percentile(0.99) / paced.percentile(0.5)
+    return [
+        Budget(what="CPU, RLS of 1 descriptor / constant answer", figure=one.ratio(baseline), unit="x", at_most=3),
+        Budget(what="CPU, RLS of 10 descriptors / of 1", figure=ten.ratio(one), unit="x", at_most=3),
+        Budget(what="RLS at half of capacity, p99 / p50", figure=tail, unit="x", at_most=5),
+    ]
+
+
+if __name__ == "__main__":
+    alone(main)

@@ -1,0 +1,81 @@
+"""The benchmarks work: rows come out, every answer is right, no process is left. Never what they measure."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.measure import Budget
+
+ROOT = Path(__file__).parents[2]
+ENDS_WITHIN_S = 60.0
+
+
+def bench(*names):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", "--quick", *names],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_sidecar_or_bench(pid):
+    try:
+        return b"bench" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_rows_come_out_and_every_answer_is_right():
+    """The decision and the rate limit benchmarks print each row, every answer as it must be, and each budget."""
+    process = bench("decision", "ratelimit")
+    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    assert process.returncode == 0, output
+    assert "WRONG" not in output
+    rows = re.findall(r"^(.*\S)\s+[\d,]+\s+\d+\.\d\s+\d+\.\d\dx$", output, re.MULTILINE)
+    assert rows == [
+        "constant answer, http2",
+        "hot decision, http2",
+        "hot decision, grpcio",
+        "constant answer, grpcio",
+        "constant answer",
+        "descriptors: 1",
+        "descriptors: 2",
+        "descriptors: 10",
+    ]
+    assert len(re.findall(r"p50 .* p99 .* p99\.9 ", output)) == 2
+    assert len(re.findall(r"^(?:held  |MISSED)  .*\((?:at most|at least) ", output, re.MULTILINE)) == 5
+
+
+def test_an_interrupted_benchmark_leaves_no_process():
+    """Ctrl-C in the middle ends every server that was started."""
+    process = bench("decision")
+    deadline = time.monotonic() + ENDS_WITHIN_S
+    while len(started := [pid for pid in children(process.pid) if is_sidecar_or_bench(pid)]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # between looks, until servers run
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    assert process.returncode == 130, output
+    assert not [pid for pid in started if is_sidecar_or_bench(pid)]
+
+
+def test_a_budget_is_held_up_to_its_bound():
+    """At the bound it is held, beyond it is missed, and the text says which."""
+    assert str(Budget(what="a", figure=4.0, unit="x", at_most=4)) == "held    a: 4.00x (at most 4x)"
+    assert str(Budget(what="a", figure=4.01, unit="x", at_most=4)) == "MISSED  a: 4.01x (at most 4x)"
+    assert str(Budget(what="b", figure=8.0, unit="x", at_least=8)) == "held    b: 8.00x (at least 8x)"
+    assert str(Budget(what="b", figure=7.99, unit="x", at_least=8)) == "MISSED  b: 7.99x (at least 8x)"
