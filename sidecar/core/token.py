@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from sidecar.core import base64url
 from sidecar.core.claims import Rejected, believe, still_valid
 from sidecar.core.decision import DenyReason
-from sidecar.core.issuer import TOKEN_BYTES_MAX
+from sidecar.core.issuer import ALGORITHMS, TOKEN_BYTES_MAX
 from sidecar.core.keys import KID_CHARS_MAX
 from sidecar.core.strict_json import JsonError, read_object
 
@@ -140,8 +140,9 @@ def _header_fault(header: dict[str, Json]) -> Rejected | None:
     if not _REFUSED_MEMBERS.keys().isdisjoint(header):
         name = next(name for name in _REFUSED_MEMBERS if name in header)
         return Rejected(_HEADER, f"{name} is present: {_REFUSED_MEMBERS[name]}")
-    if not isinstance(header.get("alg"), str):
-        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, "alg is missing or not a string")
+    alg = header.get("alg")
+    if not isinstance(alg, str) or alg not in ALGORITHMS:
+        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, f"alg is not one of {', '.join(sorted(ALGORITHMS))}")
     kid = header.get("kid")
     if "kid" in header and not (isinstance(kid, str) and 0 < len(kid) <= KID_CHARS_MAX):
         return Rejected(_HEADER, f"kid is not a string of 1 to {KID_CHARS_MAX} characters")

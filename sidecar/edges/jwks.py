@@ -264,7 +264,7 @@ class IssuerKeys:
         self.fetches_failed += 1
         self._failures_in_a_row += 1
         self.last_error = why
-        self._on_event("jwks_fetch_failed", {"issuer": self.issuer.name, "reason": why, "keys_kept": self.key_count})
+        self._emit("jwks_fetch_failed", {"issuer": self.issuer.name, "reason": why, "keys_kept": self.key_count})
 
     def _succeeded(self, keys: KeySet | None) -> None:
         self.fetches_ok += 1
@@ -278,8 +278,12 @@ class IssuerKeys:
             if self._last_good is None or self._last_good.fingerprint != keys.fingerprint:
                 self._last_good = keys
                 self.epoch += 1
-                self._on_event("jwks_changed", {"issuer": self.issuer.name, "keys": keys.count, "epoch": self.epoch})
+                self._emit("jwks_changed", {"issuer": self.issuer.name, "keys": keys.count, "epoch": self.epoch})
         self.current = self._last_good
+
+    def _emit(self, name: str, fields: Mapping[str, Any]) -> None:
+        """`call_soon`: once the state is complete, and without harm to this task if the listener fails."""
+        asyncio.get_running_loop().call_soon(self._on_event, name, fields)
 
     def _report_dropped(self, dropped: tuple[DroppedKey, ...]) -> None:
         """Once, not with every refresh."""
@@ -287,7 +291,7 @@ class IssuerKeys:
         for key in dropped:
             if key not in known:
                 fields = {"issuer": self.issuer.name, "position": key.position, "kid": key.kid, "reason": key.reason}
-                self._on_event("jwks_key_dropped", fields)
+                self._emit("jwks_key_dropped", fields)
 
     def _expire_after(self, when: float) -> None:
         if self._expiry is not None:
@@ -296,7 +300,7 @@ class IssuerKeys:
 
     def _expire(self) -> None:
         self.current = None
-        self._on_event("jwks_expired", {"issuer": self.issuer.name, "reason": self.last_error})
+        self._emit("jwks_expired", {"issuer": self.issuer.name, "reason": self.last_error})
 
     def ensure(self, kid: str | None, deadline: float, done: Done) -> None:
         """See `JwksEngine.ensure`."""

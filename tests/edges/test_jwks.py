@@ -67,6 +67,10 @@ class Engine:
         return self.engine.keys(self.policy)
 
     @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.events]
+
+    @property
     def kids(self) -> set[str]:
         return set() if self.keys is None else set(self.keys.kids)
 
@@ -176,8 +180,8 @@ async def test_an_outage_keeps_the_last_good_keys(issuer: Issuer, behaviour: Beh
         await until(lambda: sut.state.fetches_failed)
         assert sut.keys is before
         assert why in sut.state.last_error
-        name, fields = next(event for event in sut.events if event[0] == "jwks_fetch_failed")
-        assert (name, fields["keys_kept"]) == ("jwks_fetch_failed", 1)
+        await until(lambda: "jwks_fetch_failed" in sut.names)
+        assert next(fields["keys_kept"] for name, fields in sut.events if name == "jwks_fetch_failed") == 1
         issuer.behaviour, issuer.keys = None, [OLD, NEW]
         await until(lambda: sut.kids == {"old", "new"})
         assert sut.state.last_error == ""
@@ -190,7 +194,7 @@ async def test_keys_that_became_too_old_are_not_used(issuer: Issuer) -> None:
         issuer.behaviour = sends(response(500))
         await until(lambda: sut.keys is None)
         assert sut.engine.ready
-        assert "jwks_expired" in [name for name, _ in sut.events]
+        await until(lambda: "jwks_expired" in sut.names)
         issuer.behaviour = None
         await until(lambda: sut.keys)
 
@@ -320,6 +324,22 @@ async def test_what_a_caller_raises_harms_nobody_else(issuer: Issuer) -> None:
         assert issuer.fetches == 3
 
 
+async def test_a_listener_that_fails_does_not_stop_the_keys(issuer: Issuer) -> None:
+    """Its exception goes to the loop's handler; keys are fetched and refreshed all the same."""
+    raised: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: raised.append(context["exception"]))
+
+    def explode(_name: str, _fields: object) -> None:
+        raise BrokenPipeError
+
+    policy = policy_for(issuer)
+    engine = JwksEngine([policy], explode, FAST)
+    engine.start()
+    await until(lambda: engine.states[policy.issuer].fetches_ok >= 3 and raised)
+    assert engine.keys(policy) is not None
+    await engine.stop()
+
+
 async def test_a_failed_fetch_is_not_taken_for_an_unknown_key(issuer: Issuer) -> None:
     """While the issuer fails, a name that was not found is not remembered: the next caller may ask again."""
     async with Engine(RARE, policy_for(issuer)) as sut:
@@ -439,6 +459,7 @@ async def test_bad_keys_are_reported_once_and_the_good_ones_used(issuer: Issuer)
     async with Engine(FAST, policy_for(issuer)) as sut:
         await until(lambda: sut.state.fetches_ok >= 3)
         assert sut.kids == {"new"}
+        await until(lambda: "jwks_key_dropped" in sut.names)
         alarms = [fields for name, fields in sut.events if name == "jwks_key_dropped"]
         assert [(alarm["kid"], alarm["reason"]) for alarm in alarms] == [
             ("leaked", "holds private parts: it is compromised")
