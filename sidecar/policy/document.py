@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import ConfigDict, Field
 
 from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
 from sidecar.core.limits import REQUESTS_MAX
@@ -29,7 +29,7 @@ from sidecar.policy.fields import (
     Text,
     UpstreamHeaderName,
 )
-from sidecar.policy.model import BY_KIND, Choice, FailureChoice, Model, OneOrMany
+from sidecar.policy.model import BY_KIND, LIST, MAPPING, TEXT, Choice, FailureChoice, Model, OneOrMany
 from sidecar.policy.sections import (
     AdminSection,
     AuditSection,
@@ -157,7 +157,7 @@ class Rate(Model):
 class LimitSection(Model):
     """A rate, and what is counted apart."""
 
-    rate: Annotated[Annotated[RateText, Tag("<text>")] | Annotated[Rate, Tag("<mapping>")], BY_KIND] = Field(
+    rate: Annotated[Annotated[RateText, TEXT] | Annotated[Rate, MAPPING], BY_KIND] = Field(
         description="`N/second`, `minute`, `hour`, `day` or `week`, `N/90s`, or `{requests: N, window: 90s}`.",
         examples=["100/minute", {"requests": 100, "window": "90s"}],
     )
@@ -167,8 +167,8 @@ class LimitSection(Model):
         examples=["sliding_window"],
     )
     key: Annotated[
-        Annotated[Selector, Tag("<mapping>")]
-        | Annotated[list[Selector], Tag("<list>"), Field(min_length=1, max_length=SELECTORS_PER_KEY_MAX)],
+        Annotated[Selector, MAPPING]
+        | Annotated[list[Selector], LIST, Field(min_length=1, max_length=SELECTORS_PER_KEY_MAX)],
         BY_KIND,
     ] = Field(
         description="What is counted apart: one counter for each combination of these values.",
@@ -227,7 +227,7 @@ class Match(Model):
     )
     headers: dict[
         HeaderName,
-        Annotated[Annotated[Printable, Tag("<text>")] | Annotated[HeaderPresent, Tag("<mapping>")], BY_KIND],
+        Annotated[Annotated[Printable, TEXT] | Annotated[HeaderPresent, MAPPING], BY_KIND],
     ] = Field(
         {},
         max_length=16,

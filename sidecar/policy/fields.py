@@ -31,7 +31,7 @@ UNIX_PATH_BYTES_MAX = 107
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 TOKEN_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"  # noqa: S105 - a header's name, RFC 9110 section 5.6.2
 UPSTREAM_HEADER_PATTERN = r"^[!#$%&'*+.^`|~0-9A-Za-z-]+$"
-HOST_PATTERN = r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$|^\[[0-9A-Fa-f:.]+\]$"
+HOST_PATTERN = r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$|^\[[0-9A-Fa-f:.]+\]$"
 PATH_PATTERN = r"^/[A-Za-z0-9\-._~!$&'()*+,=:@%/]*$"
 TEMPLATE_PATTERN = r"^/[A-Za-z0-9\-._~!$&'()*+,=:@%/{}]*$"
 ADDRESS_PATTERN = r"^unix:/.+$|^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
@@ -270,7 +270,7 @@ def parse_http_url(text: str) -> SplitResult:
         port_is_usable = url.port is None or url.port > 0
     except ValueError:
         raise Wrong("the URL cannot be read", accepted) from None
-    if url.scheme not in {"http", "https"} or not url.hostname or not port_is_usable:
+    if not text.startswith(("http://", "https://")) or not url.hostname or not port_is_usable:
         raise Wrong("it is not an http(s) URL with a host", accepted)
     if "@" in url.netloc or url.fragment or not re.fullmatch(r"[!-~]+", text):
         raise Wrong("the URL has a user, a fragment, or characters that URLs do not have", accepted)
@@ -311,11 +311,12 @@ def parse_redis_url(text: str) -> RedisUrl:
     if url.scheme == "unix":
         path = unquote(url.path)
         database = re.fullmatch(r"(?:db=([0-9]{1,5}))?", url.query)
-        if url.netloc or not path.startswith("/") or database is None or len(path.encode()) > UNIX_PATH_BYTES_MAX:
+        if not text.startswith("unix:///") or database is None or len(path.encode()) > UNIX_PATH_BYTES_MAX:
             raise Wrong("it is not a Unix socket's URL", accepted)
         return RedisUrl(UnixAddress(path), int(database[1] or 0))
     database = re.fullmatch(r"(?:/([0-9]{1,5})?)?", url.path)
-    if url.scheme not in {"redis", "rediss"} or not url.hostname or not port or url.query or database is None:
+    well_formed = text.startswith(("redis://", "rediss://")) and port and not url.query
+    if not well_formed or not url.hostname or database is None:
         raise Wrong("it is not a Redis URL", accepted)
     return RedisUrl(TcpAddress(url.hostname, port), int(database[1] or 0), url.scheme == "rediss")
 

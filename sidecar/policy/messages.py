@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from sidecar.policy.document import Document
 from sidecar.policy.faults import Fault, Wrong, did_you_mean, shown
-from sidecar.policy.model import Choice
+from sidecar.policy.model import TAG_MARK, Choice
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -34,13 +34,16 @@ _EXPECTED = {
 def faults_of(errors: list[ErrorDetails], source: Source) -> Iterator[Fault]:
     """One fault for each error, in no order."""
     for error in errors:
-        path = written_path(error["loc"])
+        path = written_path(error)
         yield source.fault(path, *_sentence(error, path))
 
 
-def written_path(loc: tuple[int | str, ...]) -> PathParts:
-    """Pydantic's location without the marks of its own: tags of forms, and `[key]` for a mapping's key."""
-    return tuple(part for part in loc if isinstance(part, int) or not (part.startswith("<") or part == "[key]"))
+def written_path(error: ErrorDetails) -> PathParts:
+    """Where an error is in the document: without the tags of forms, and the mark that pydantic adds for a key."""
+    path = [part for part in error["loc"] if isinstance(part, int) or not part.startswith(TAG_MARK)]
+    if path and path[-1] == "[key]" and error["type"] != "extra_forbidden":
+        path.pop()
+    return tuple(path)
 
 
 def _sentence(error: ErrorDetails, path: PathParts) -> tuple[str, str]:

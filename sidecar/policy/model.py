@@ -13,20 +13,24 @@ FailureChoice: TypeAlias = Literal["deny", "error", "local", "allow"]
 T = TypeVar("T")
 
 
+TAG_MARK = "\0"
+"""Starts the tags of forms, which pydantic puts into locations: no key of a document can hold this character."""
+
+TEXT, LIST, MAPPING = Tag(f"{TAG_MARK}text"), Tag(f"{TAG_MARK}list"), Tag(f"{TAG_MARK}mapping")
+
+
 def _kind(value: Any) -> str | None:
     if isinstance(value, str):
-        return "<text>"
+        return TEXT.tag
     if isinstance(value, list):
-        return "<list>"
-    return "<mapping>" if isinstance(value, (dict, BaseModel)) else None
+        return LIST.tag
+    return MAPPING.tag if isinstance(value, (dict, BaseModel)) else None
 
 
 BY_KIND = Discriminator(_kind)
-"""Tells the forms of a value apart by its kind; the tags are dropped from the paths of faults."""
+"""Tells the forms of a value apart by its kind."""
 
-OneOrMany: TypeAlias = Annotated[
-    Annotated[T, Tag("<text>")] | Annotated[list[T], Tag("<list>"), Field(min_length=1)], BY_KIND
-]
+OneOrMany: TypeAlias = Annotated[Annotated[T, TEXT] | Annotated[list[T], LIST, Field(min_length=1)], BY_KIND]
 
 
 class Model(BaseModel):

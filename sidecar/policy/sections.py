@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field
 
 from sidecar.policy.fields import Between, Duration, ListenAddress, Name, RedisUrlText, Text
-from sidecar.policy.model import BY_KIND, FailureChoice, Model, OneOrMany
+from sidecar.policy.model import BY_KIND, MAPPING, TEXT, FailureChoice, Model, OneOrMany
 
 AUDIT_CLAIMS_MAX = 32
 
@@ -183,9 +183,7 @@ class AuditFile(Model):
 class AuditSection(Model):
     """One event for each decision."""
 
-    destination: Annotated[
-        Annotated[Literal["stdout", "none"], Tag("<text>")] | Annotated[AuditFile, Tag("<mapping>")], BY_KIND
-    ] = Field(
+    destination: Annotated[Annotated[Literal["stdout", "none"], TEXT] | Annotated[AuditFile, MAPPING], BY_KIND] = Field(
         "stdout",
         description="Where events go: `stdout`, `none`, or `{file: PATH}`.",
         examples=["stdout", {"file": "audit.jsonl"}],

@@ -56,9 +56,9 @@ def validate(source: Source) -> Validated:
     try:
         document = Document.model_validate(root)
     except ValidationError as error:
-        errors = [e for e in error.errors(include_url=False) if written_path(e["loc"]) not in set(empty)]
+        errors = [e for e in error.errors(include_url=False) if written_path(e) not in set(empty)]
         faults += faults_of(errors, source)
-        refused += [written_path(e["loc"]) for e in errors]
+        refused += [written_path(e) for e in errors]
     parts, rule_numbers = _without(root, {_part(path) for path in refused})
     if document is None or refused:
         try:

@@ -59,6 +59,19 @@ def test_all_faults_are_reported_at_once_with_their_lines(monkeypatch):
     assert f"{caught.value}\n" == Path("faults.txt").read_text()
 
 
+@pytest.mark.parametrize("key", ["<text>", "< x", "[key]", "0", ""])
+def test_odd_keys_are_unknown_keys_with_their_lines(tmp_path, key):
+    """No key is taken for a mark of the validator."""
+    path = tmp_path / "sidecar.yaml"
+    path.write_text(f'log:\n  level: info\n  "{key}": 1\n"{key}": 1\n')
+    with pytest.raises(PolicyError) as caught:
+        load(path, 1)
+    assert [(fault.line, fault.message) for fault in caught.value.faults] == [
+        (3, f"unknown key {key!r}"),
+        (4, f"unknown key {key!r}"),
+    ]
+
+
 def test_an_unreadable_file_is_a_fault(tmp_path):
     """A missing file and a directory are reported like any other fault."""
     for path in (tmp_path / "none.yaml", tmp_path):
