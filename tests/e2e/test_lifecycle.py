@@ -29,10 +29,9 @@ IN_FLIGHT = 16
 BAD_POLICY = "rules: [{name: half\n"
 
 
-def generation(sidecar: Sidecar) -> int:
-    reply = sidecar.admin("/policy")
-    assert reply is not None
-    return int(reply.json()["generation"])
+def generation(sidecar: Sidecar) -> float:
+    """The policy's, as the worker knows it that is furthest behind."""
+    return metric(sidecar, "sidecar_policy_generation")
 
 
 def metric(sidecar: Sidecar, name: str) -> float:
@@ -90,10 +89,15 @@ class Expecting:
             client.close()
 
 
-@pytest.mark.parametrize("swap", ["rename", "config_map"])
-def test_reload_under_load_loses_and_changes_nothing(lab: Lab, issuer: DemoIssuer, swap: str) -> None:
+@pytest.mark.parametrize(("swap", "workers"), [("rename", 1), ("config_map", 2)])
+def test_reload_under_load_loses_and_changes_nothing(lab: Lab, issuer: DemoIssuer, swap: str, workers: int) -> None:
     """While the policy is replaced again and again, once by a bad file, answers stay right; each good one serves."""
-    sidecar = lab.sidecar(lambda document: document["limits"]["per-user"].update(rate="1000000/minute"))
+
+    def change(document: dict[str, Any]) -> None:
+        document["server"]["workers"] = workers
+        document["limits"]["per-user"]["rate"] = "1000000/minute"
+
+    sidecar = lab.sidecar(change)
     gateway = lab.gateway(sidecar)
     document: dict[str, Any] = yaml.safe_load(sidecar.policy_file.read_text())
     write: Callable[[str], None] = (
@@ -142,7 +146,8 @@ def test_sighup_reloads(lab: Lab) -> None:
     wait_until(lambda: generation(sidecar) > before, "a new generation")
 
 
-def test_sigterm_finishes_what_is_in_flight(lab: Lab, issuer: DemoIssuer) -> None:
+@pytest.mark.parametrize("server", [{}, {"engine": "grpcio"}, {"workers": 2}], ids=["http2", "grpcio", "workers"])
+def test_sigterm_finishes_what_is_in_flight(lab: Lab, issuer: DemoIssuer, server: dict[str, object]) -> None:
     """Checks that wait for keys when SIGTERM comes are answered by Sidecar, none is dropped; it ends with status 0."""
 
     async def hang(_request: Request) -> Response:
@@ -153,7 +158,7 @@ def test_sigterm_finishes_what_is_in_flight(lab: Lab, issuer: DemoIssuer) -> Non
     lab.stack.callback(keys.stop)
 
     def change(document: dict[str, Any]) -> None:
-        document["server"]["check_timeout"] = "2s"
+        document["server"].update(server, check_timeout="2s")
         document["issuers"]["demo"]["keys"] = {"jwks_url": f"http://127.0.0.1:{keys.port}/keys"}
         document["issuers"]["demo"]["required"] = False
 
