@@ -311,7 +311,8 @@ def parse_redis_url(text: str) -> RedisUrl:
     if url.scheme == "unix":
         path = unquote(url.path)
         database = re.fullmatch(r"(?:db=([0-9]{1,5}))?", url.query)
-        if not text.startswith("unix:///") or database is None or len(path.encode()) > UNIX_PATH_BYTES_MAX:
+        usable = text.startswith("unix:///") and path.isprintable() and len(path.encode()) <= UNIX_PATH_BYTES_MAX
+        if not usable or database is None:
             raise Wrong("it is not a Unix socket's URL", accepted)
         return RedisUrl(UnixAddress(path), int(database[1] or 0))
     database = re.fullmatch(r"(?:/([0-9]{1,5})?)?", url.path)
