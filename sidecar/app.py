@@ -172,7 +172,9 @@ class App:
             stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
         endpoint = _redis_endpoint(settings, self._redis_socket)
         timeout_s = settings.redis.timeout_s if settings.redis is not None else REDIS_TIMEOUT_S
-        self.store = RedisStore(endpoint, timeout_s=timeout_s, observe_latency=self._redis_answered)
+        self.store = RedisStore(
+            endpoint, timeout_s=timeout_s, observe_latency=self._redis_answered, on_connection=_report_redis
+        )
         if settings.redis is not None:
             self.store.start()
             stack.push_async_callback(self.store.close)
@@ -342,6 +344,13 @@ def _redis_endpoint(settings: Settings, embedded_socket: str) -> RedisEndpoint:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def _report_redis(reason: str) -> None:
+    if reason:
+        _log.warning("redis_unreachable", reason=reason)
+    else:
+        _log.info("redis_connected")
 
 
 def _report_bug(bug: BaseException, method: str) -> None:

@@ -213,6 +213,7 @@ class RedisConnection:
         endpoint: Which server.
         script: Lua source that is loaded on every connect, so that EVALSHA finds it.
         on_connected: Called each time that the connection has become usable.
+        on_disconnected: Called with the reason when it is lost or cannot be made, once for each new reason.
         in_flight_max: Commands that may await a reply at a time.
         stall_s: A server that owes replies and sends nothing for so long is given up.
 
@@ -227,13 +228,15 @@ class RedisConnection:
         endpoint: RedisEndpoint,
         script: str,
         *,
-        on_connected: Callable[[], None] = lambda: None,
+        on_connected: Callable[[], None],
+        on_disconnected: Callable[[str], None],
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
     ) -> None:
         self._endpoint = endpoint
         self._script = script.encode()
         self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
         self._in_flight_max = in_flight_max
         self._stall_s = stall_s
         self._link: _Link | None = None
@@ -289,13 +292,16 @@ class RedisConnection:
             greeted = False
             try:
                 greeted = await self._live_once()
-                self.last_error = "the connection was lost"
+                reason = f"{self._endpoint}: the connection was lost"
             except GreetingError as error:
-                self.last_error = f"{self._endpoint} refused the greeting: {error}"
+                reason = f"{self._endpoint} refused the greeting: {error}"
             except TimeoutError:
-                self.last_error = f"{self._endpoint} did not answer within {GREETING_TIMEOUT_S} s"
+                reason = f"{self._endpoint} did not answer within {GREETING_TIMEOUT_S} s"
             except Exception as error:  # noqa: BLE001 - whatever it was, it must be tried again
-                self.last_error = f"{self._endpoint}: {error}"
+                reason = f"{self._endpoint}: {error}"
+            if reason != self.last_error:
+                self.last_error = reason
+                self._on_disconnected(reason)
             failures = 0 if greeted else failures + 1
             pause_s = min(BACKOFF_S * 2 ** min(failures, 16), BACKOFF_MAX_S)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads reconnects, guards nothing

@@ -34,6 +34,8 @@ class RedisStore:
         timeout_s: The longest that a decision waits for Redis.
         breaker: Opens when Redis stops answering.
         observe_latency: Called with the seconds that each answered decision took.
+        on_connection: Called with "" when the connection has become usable, and with the reason when it is lost or
+            cannot be made (once for each new reason; it holds no secret): for the log.
         in_flight_max: Commands that may await a reply at a time.
         stall_s: When to give up a connection that owes replies and sends nothing.
 
@@ -51,13 +53,20 @@ class RedisStore:
         timeout_s: float = TIMEOUT_S,
         breaker: Breaker | None = None,
         observe_latency: Callable[[float], None] | None = None,
+        on_connection: Callable[[str], None] = lambda _reason: None,
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
     ) -> None:
         script = charge_script()
         self.connection = RedisConnection(
-            endpoint, script, on_connected=self._connected, in_flight_max=in_flight_max, stall_s=stall_s
+            endpoint,
+            script,
+            on_connected=self._connected,
+            on_disconnected=on_connection,
+            in_flight_max=in_flight_max,
+            stall_s=stall_s,
         )
+        self._on_connection = on_connection
         self._evalsha = b"$7\r\nEVALSHA\r\n$40\r\n%b\r\n" % self.connection.script_sha
         self._eval = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(script.encode()), script.encode())
         self._timeout_s = timeout_s
@@ -81,6 +90,7 @@ class RedisStore:
     def _connected(self) -> None:
         self._reloads_under_way = 0
         self.breaker.half_open()
+        self._on_connection("")
 
     def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         """Decide all charges together, then call `done`."""

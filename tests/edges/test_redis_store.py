@@ -239,6 +239,21 @@ async def test_a_silent_server_is_given_up(proxy):
         assert store.connection.connects_total == 2
 
 
+async def test_connects_and_losses_are_told_once(proxy):
+    """The operator learns of each change, and why, but not of every attempt in between."""
+    told = []
+    async with redis_store(through(proxy), on_connection=told.append) as store:
+        proxy.refusing = True
+        proxy.cut()
+        await until(lambda: proxy.accepted >= 4)
+        proxy.refusing = False
+        await until(lambda: store.connection.connected)
+    assert (told[0], told[-1]) == ("", "")
+    assert "the connection was lost" in told[1]
+    assert all("127.0.0.1" in reason for reason in told[1:-1])
+    assert len(told) <= 5
+
+
 async def test_a_reply_cut_in_the_middle_fails_what_was_under_way(proxy):
     """The fate of what was under way is unknown: every such charge fails once, and none is sent again."""
     async with redis_store(through(proxy), breaker=patient_breaker()) as store:
