@@ -92,9 +92,7 @@ class Result:
 class Caller(asyncio.Protocol):
     """One connection. `refill(caller)` is called after each turn and may `send`."""
 
-    def __init__(
-        self, plan: Plan, bodies: Iterator[bytes], result: Result, refill: Callable[[Caller], None]
-    ) -> None:
+    def __init__(self, plan: Plan, bodies: Iterator[bytes], result: Result, refill: Callable[[Caller], None]) -> None:
         self._result = result
         self._refill = refill
         self._accept = plan.accept
@@ -129,8 +127,9 @@ class Caller(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.lost = True
-        self._result.statuses["connection lost"] += len(self._since)
-        self._since.clear()
+        if self._since:
+            self._result.statuses["connection lost"] += len(self._since)
+            self._since.clear()
 
     def send(self, intended: float) -> None:
         """Queue one call whose latency counts from `intended`."""

@@ -1,7 +1,7 @@
 """The gRPC server over grpcio (grpc.aio): for platforms without an ngh2 wheel, and the reference in the tests.
 
-The same interface and behaviour as http2.py, at some 30 times its cost per call, save for what grpcio's core decides
-before a handler of ours sees the call:
+The same interface and behaviour as http2.py, at more than ten times its cost per call, save for what grpcio's core
+decides before a handler of ours sees the call:
 
 * A malformed `grpc-timeout`, a message with a wrong prefix or none, an unknown encoding, a content-type that is not
   gRPC, and headers over the limits end in the core's own gRPC status or HTTP error; `refuse` is not asked. Of two

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sidecar.transport.grpcio import GrpcioServer
 from sidecar.transport.http2 import Http2Server
+from sidecar.transport.listeners import unix_listener
 from sidecar.transport.service import ServerLimits, Status, TcpAddress, TlsFiles, UnixAddress
 from tests.support.grpc_server import CHAT, ECHO, ENGINES, GUARDED, HELD, LOOPBACK, Running, serving
 from tests.support.http2_peer import (
@@ -121,6 +123,23 @@ async def test_workers_may_share_a_port(engine: str) -> None:
     assert await peer.ask(ECHO, b"x") == b"x"
     peer.close()
     await second.drain(0)
+
+
+async def test_a_worker_serves_on_an_inherited_unix_socket(tmp_path: Path) -> None:
+    """http2 only: the parent's listener is used, and its file stays when the worker goes."""
+    address = UnixAddress(str(tmp_path / "s"))
+    with unix_listener(address) as parent:
+        parent.listen()
+        fds = {address.path: parent.fileno()}
+        server = Http2Server(Running().methods(), [address], on_error=lambda *_: None, unix_fds=fds)
+        assert await server.start() == (address,)
+        peer = await Http2Peer.connect(address)
+        assert await peer.ask(ECHO, b"x") == b"x"
+        peer.close()
+        await server.drain(0)
+        assert (tmp_path / "s").exists()
+    with pytest.raises(OSError, match="cannot share"):
+        GrpcioServer({}, [address], on_error=lambda *_: None, unix_fds={address.path: 3})
 
 
 # TLS.

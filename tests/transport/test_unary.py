@@ -92,6 +92,16 @@ async def test_an_unknown_method_is_unimplemented(engine: str) -> None:
     assert b"grpc-status" in answer.headers
 
 
+async def test_an_unknown_methods_path_is_not_echoed_at_length() -> None:
+    """http2 only: a path of any length is answered, and the answer's text is bounded."""
+    async with serving("http2") as running:
+        peer = await Http2Peer.connect(running.address)
+        answer = await peer.call("/" + "x" * 20_000, message_frame(b"x"))
+        peer.close()
+    assert answer.grpc_status == Status.UNIMPLEMENTED
+    assert len(answer.headers[b"grpc-message"]) < 300
+
+
 async def test_a_handler_that_raises_is_an_internal_error(engine: str) -> None:
     """The caller sees INTERNAL and nothing of the exception; on_error sees the exception."""
 
