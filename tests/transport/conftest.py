@@ -29,8 +29,17 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest_asyncio.fixture(autouse=True)
 async def quiet_loop() -> AsyncIterator[None]:
-    """No callback on the loop may raise."""
+    """No callback on the loop may raise.
+
+    Except grpcio's own: its poller wakes each of the process's loops, and all but one find nothing to read.
+    """
     faults: list[dict[str, object]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+
+    def note(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        poller = "PollerCompletionQueue" in str(context["message"])
+        if not (poller and isinstance(context.get("exception"), BlockingIOError)):
+            faults.append(context)
+
+    asyncio.get_running_loop().set_exception_handler(note)
     yield
     assert faults == []
