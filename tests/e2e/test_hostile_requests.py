@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import grpc
+import ngh2
 import pytest
 
 if TYPE_CHECKING:
@@ -86,6 +88,33 @@ def test_bytes_that_are_not_text(gateway: Gateway, issuer: DemoIssuer, listener:
     assert reply.json()["headers"]["x-user-id"] == "alice"
     for credential in (b"Bearer " + junk, junk, b"Bearer " + issuer.token().encode() + junk):
         assert gateway.get(listener, "/orders/1", headers=[("authorization", credential)]).status in {400, 401}
+
+
+def http2_status(port: int, path: bytes) -> int:
+    """The status of a GET over HTTP/2, whose paths may hold any byte."""
+    client = ngh2.Connection(ngh2.Role.CLIENT, ngh2.Configuration())
+    client.initiate_connection({})
+    client.send_request(
+        [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", b"test"), (b":path", path)], end_stream=True
+    )
+    with socket.create_connection(("127.0.0.1", port), 10.0) as connection:
+        while True:
+            connection.sendall(client.data_to_send())
+            data = connection.recv(65536)
+            assert data, "the connection was lost"
+            client.receive_data(data)
+            for event in client.events():
+                if isinstance(event, ngh2.ResponseReceived):
+                    return int(dict(event.headers)[b":status"])
+
+
+@pytest.mark.parametrize("listener", ["closed", "open", "raw-open"])
+def test_a_path_that_is_not_text(gateway: Gateway, listener: str) -> None:
+    """A path with bytes that are no UTF-8, which Envoy shows as "!", is refused where the sidecar can know of it."""
+    port = gateway.envoy.ports[listener]
+    assert http2_status(port, b"/public/page") == 200
+    for path in (b"/public/\xff", b"/public/\xc3\x28", b"/public/a!\xfe"):
+        assert http2_status(port, path) == 400
 
 
 @pytest.mark.parametrize("listener", ["body-open", "text-body-open"])
