@@ -15,7 +15,7 @@ from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.envoy import ext_authz
-from sidecar.transport.service import Call, Refusal, UnaryMethod
+from sidecar.transport.service import ANSWER_MARGIN_S, Call, Refusal, UnaryMethod
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from sidecar.edges.jwks import JwksEngine
 
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
-
-ANSWER_MARGIN_S = 0.005
-"""How long before a call's deadline everything it waits for must have ended, so that the answer still leaves."""
 
 OnEvent: TypeAlias = Callable[[DecisionEvent], None]
 OnBug: TypeAlias = Callable[[BaseException, str], None]
@@ -56,7 +53,7 @@ class CheckService:
         store: Counts limits.
         local: Counts limits in this process, where the policy says so while `store` cannot answer.
         on_event: Told each decision after its answer was handed to the transport.
-        on_bug: Told of an exception that should not have been possible.
+        on_bug: Told of an exception that should not have been possible; must not raise.
     """
 
     def __init__(
@@ -82,17 +79,18 @@ class CheckService:
         """The method to serve, with the time within which every Check is answered."""
         return UnaryMethod(handler=self.handle, refuse=self.refuse, answer_within_s=answer_within_s)
 
-    def handle(self, message: bytes, call: Call) -> bytes | None:
+    def handle(self, message: bytes, call: Call) -> None:
         """Decide one CheckRequest; see `transport.service.UnaryHandler`."""
         started_ns = time.time_ns()
         policy = self._policy()
         request = ext_authz.decode(message)
         if isinstance(request, DenyReason):
             decision = Decision(request, None, None, (), policy.generation)
+            call.respond(ext_authz.encode(decision, None))
             self._emit(decision, None, started_ns)
-            return ext_authz.encode(decision, None)
+            return
         check = _Check(policy, request, call, started_ns)
-        return self._advance(check, pipeline.begin(policy, request, self._cache, self._jwks, started_ns // 1000))
+        self._advance(check, pipeline.begin(policy, request, self._cache, self._jwks, started_ns // 1000))
 
     def refuse(self, refusal: Refusal) -> bytes:
         """The denial for a call that the transport refuses."""
@@ -100,31 +98,25 @@ class CheckService:
         self._emit(decision, None, time.time_ns())
         return ext_authz.refusal(refusal)
 
-    def _advance(self, check: _Check, step: pipeline.Step) -> bytes | None:
-        """Answer, or ask the world for what the step needs and answer later."""
+    def _advance(self, check: _Check, step: pipeline.Step) -> None:
+        """Answer, or ask the world for what the step needs."""
         if isinstance(step, Decision):
-            answer = ext_authz.encode(step, check.request)
+            check.call.respond(ext_authz.encode(step, check.request))
             self._emit(step, check.request, check.started_ns)
-            return answer
+            return
         deadline = check.call.deadline - ANSWER_MARGIN_S
         if isinstance(step, pipeline.Charges):
             store = self._local if step.local else self._store
             store.charge(step.charges, deadline, partial(self._charged, check, step))
         else:
             self._jwks.ensure(step.issuer, step.kid, deadline, partial(self._fetched, check))
-        return None
-
-    def _continue(self, check: _Check, step: pipeline.Step) -> None:
-        answer = self._advance(check, step)
-        if answer is not None:
-            check.call.respond(answer)
 
     def _charged(self, check: _Check, pending: pipeline.Charges, result: Verdict | StoreFailure) -> None:
         """The store has answered."""
         if check.call.cancelled:
             return
         try:
-            self._continue(check, pipeline.settle(pending, result))
+            self._advance(check, pipeline.settle(pending, result))
         except Exception as bug:  # noqa: BLE001 - whatever it is, it must not become an allow
             self._fail(check, bug)
 
@@ -135,7 +127,7 @@ class CheckService:
         try:
             now_us = time.time_ns() // 1000
             step = pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=True)
-            self._continue(check, step)
+            self._advance(check, step)
         except Exception as bug:  # noqa: BLE001 - as above
             self._fail(check, bug)
 
@@ -144,5 +136,8 @@ class CheckService:
         check.call.respond(self.refuse(Refusal.HANDLER_FAILED))
 
     def _emit(self, decision: Decision, request: RequestContext | None, started_ns: int) -> None:
-        elapsed_us = (time.time_ns() - started_ns) // 1000
-        self._on_event(DecisionEvent(started_ns // 1000, elapsed_us, request, decision))
+        elapsed_us = max(0, (time.time_ns() - started_ns) // 1000)  # the clock may have been set back
+        try:
+            self._on_event(DecisionEvent(started_ns // 1000, elapsed_us, request, decision))
+        except Exception as bug:  # noqa: BLE001 - who counts and records must never decide
+            self._on_bug(bug, CHECK)

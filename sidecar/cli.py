@@ -97,7 +97,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     try:
         if arguments.json:
-            request = described_request(sys.stdin.read())
+            request = described_request(sys.stdin.buffer.read().decode("utf-8", "surrogateescape"))
         else:
             request = described_request(
                 {

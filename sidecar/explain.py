@@ -60,6 +60,8 @@ def described_request(description: str | dict[str, Any]) -> bytes:
             description = json.loads(description)
         except ValueError as error:
             raise RequestError(f"standard input is not JSON: {error}") from None
+        except RecursionError:
+            raise RequestError("standard input is not a request: its JSON is nested too deep") from None
     if not isinstance(description, dict) or not description.keys() <= _FIELDS:
         raise RequestError(f"a request is a JSON object of {', '.join(sorted(_FIELDS))}")
     headers = description.get("headers", {})

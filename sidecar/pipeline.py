@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sidecar.core.authn import Keys, NeedKey, authenticate
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.core.limits import Charge, OnFailure, StoreFailure, Verdict, counter_key
-from sidecar.core.paths import PathFault, canonical, canonical_host
+from sidecar.core.paths import PathFault, canonical, canonical_host, is_plain_method
 from sidecar.core.principal import Principal
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def begin(
     host = canonical_host(request.host)
     if host is None:
         return _denied(policy, DenyReason.REQUEST_MALFORMED, "the host is not well-formed")
+    if not is_plain_method(request.method):
+        return _denied(policy, DenyReason.REQUEST_MALFORMED, "the method is not well-formed, or not in capitals")
     path = canonical(request.path)
     if isinstance(path, PathFault):
         return _denied(policy, DenyReason.PATH_AMBIGUOUS, path.value)

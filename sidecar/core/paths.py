@@ -1,4 +1,4 @@
-"""One spelling for each path and host: what can be read in two ways is refused, never repaired.
+"""One spelling for each path, host and method: what can be read in two ways is refused, never repaired.
 
 The path that a rule is matched on and the path that the upstream serves come from the same bytes, but the upstream
 reads them with a parser of its own. Wherever parsers are known to differ (empty and dot segments, backslashes, path
@@ -23,6 +23,9 @@ PATH_BYTES_MAX = 4096
 
 HOST_BYTES_MAX = 253
 """The longest DNS name in text (RFC 1035 section 2.3.4)."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+"""RFC 9110 section 9 and RFC 5789."""
 
 HOSTS_KEPT_MAX = 1024
 """Spellings whose canonical host is remembered: 0.1 us instead of 0.45."""
@@ -162,3 +165,16 @@ def _canonical_host(authority: str) -> str | None:
         return f"[{IPv6Address(bracketed[1]).compressed}]"
     except AddressValueError:
         return None
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def is_plain_method(method: str) -> bool:
+    """Whether everyone reads a method alike.
+
+    Methods are case-sensitive tokens (RFC 9110 section 9.1), and Envoy passes `post` on over HTTP/2. Rules know `POST`
+    alone, while some frameworks put a method into capitals first: a spelling that becomes a standard method is no plain
+    one.
+    """
+    return method in METHODS or (_TOKEN.fullmatch(method) is not None and method.upper() not in METHODS)

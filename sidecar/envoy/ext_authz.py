@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 HEADERS_MAX = 1000
 """More headers than this are refused as too large: ten times what Envoy accepts by default, and a bound on the work."""
 
+PARSED_BYTES_KEPT_MAX = 64 * 1024
+"""The headers of a larger message are copied out of it: what waits for Redis, or for the audit log, does not keep a
+request's body in memory."""
+
 REQUEST_ID_CHARS_MAX = 128
 """A longer `x-request-id` is not echoed; Envoy's own stream id stands in."""
 
@@ -56,6 +60,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
     REQUEST_UNDECODABLE: not a CheckRequest (also: text that is not UTF-8), or one without HTTP attributes.
     REQUEST_MALFORMED: both `headers` and `header_map` are filled. Envoy fills one; which one to believe is a guess.
     REQUEST_TOO_LARGE: more than `HEADERS_MAX` headers.
+    PATH_AMBIGUOUS: the path is not what the raw headers say it is: bytes were lost on the way.
 
     Header names come out in lower case, pseudo headers do not come out at all, and a repeated name's values are joined
     with "," ("; " for cookie) and noted in `repeated`. A raw value that is not UTF-8 keeps its bytes as lone surrogates
@@ -78,6 +83,8 @@ def decode(message: bytes) -> RequestContext | DenyReason:
     if raw_headers:
         if headers:
             return DenyReason.REQUEST_MALFORMED
+        if "!" in raw_path and not _is_path_of(raw_headers, raw_path):
+            return DenyReason.PATH_AMBIGUOUS
         headers, repeated = _joined([(header.key, _raw_text(header)) for header in raw_headers])
         names = "".join(headers)
     else:
@@ -91,6 +98,8 @@ def decode(message: bytes) -> RequestContext | DenyReason:
             headers, repeated = _joined(headers.items())
     sent_id = headers.get("x-request-id")
     path, query = split_path_query(raw_path)
+    is_large = len(message) > PARSED_BYTES_KEPT_MAX
+    extensions = attributes.context_extensions
     source = attributes.source
     address = source.address.socket_address
     return RequestContext(
@@ -101,15 +110,21 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         query=query,
         scheme=http.scheme,
         protocol=http.protocol,
-        headers=headers,
+        headers=dict(headers) if is_large else headers,
         repeated=repeated,
         underscored=tuple(name for name in headers if "_" in name) if "_" in names else (),
         source_address=address.address,
         source_port=address.port_value,
         source_principal=source.principal,
         size_bytes=http.size,
-        extensions=attributes.context_extensions,
+        extensions=dict(extensions) if is_large else extensions,
     )
+
+
+def _is_path_of(raw_headers: Iterable[core_pb2.HeaderValue], path: str) -> bool:
+    """Whether the bytes of `:path` spell this path: where they are not UTF-8, Envoy puts a `!` for each of them."""
+    encoded = path.encode()
+    return all(header.raw_value == encoded for header in raw_headers if header.key == ":path" and header.raw_value)
 
 
 def _joined(headers: Iterable[tuple[str, str]]) -> tuple[dict[str, str], frozenset[str]]:

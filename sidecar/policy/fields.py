@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic_core import core_schema
 
-from sidecar.core.paths import PathFault, canonical, canonical_host
+from sidecar.core.paths import METHODS, PathFault, canonical, canonical_host
 from sidecar.core.rules import PATH_SEGMENTS_MAX, is_parameter
 from sidecar.policy import durations
 from sidecar.policy.faults import Wrong, shown
@@ -67,8 +67,6 @@ HEADERS_NEVER_SET = frozenset(
 """Framing and hop-by-hop fields (RFC 9110 section 7.6.1), the credential, and the host."""
 
 HEADER_PREFIX_NEVER_SET = "x-envoy-"
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +165,7 @@ def parse_method(text: str) -> str:
     """A method, case-sensitive (RFC 9110 section 9.1)."""
     if not re.fullmatch(TOKEN_PATTERN[1:-1], text):
         raise Wrong(f"{shown(text)} is not a method", "a method such as GET")
-    if text not in _METHODS and text.upper() in _METHODS:
+    if text not in METHODS and text.upper() in METHODS:
         raise Wrong(f"the method {text!r} is not in capitals", f"{text.upper()}: methods are case-sensitive")
     return text
 

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+ANSWER_MARGIN_S = 0.005
+"""How long before a call's deadline everything its handler waits for must have ended, so that the handler's answer
+leaves and not the transport's refusal: refusals are up to a tick early, and loop clocks count whole milliseconds."""
+
 
 class Status(enum.IntEnum):
     """gRPC status codes (grpc/grpc doc/statuscodes.md)."""
