@@ -6,7 +6,7 @@ OLD_ENVOY := .cache/envoy-$(ENVOY_OLDEST)/envoy/_bin/envoy
 INPUTS := pyproject.toml constraints.txt scripts/make-venv
 
 # A .venv that was moved, or whose interpreter is gone, is made again.
-ifneq ($(shell $(PY) -c 'import sidecar; print("works")' 2>/dev/null),works)
+ifneq ($(shell $(PY) -c 'import pip; print("works")' 2>/dev/null),works)
 .PHONY: .venv/.demo .venv/.dev
 endif
 
