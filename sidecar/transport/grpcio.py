@@ -7,8 +7,9 @@ decides before a handler of ours sees the call:
   gRPC, and headers over the limits end in the core's own gRPC status or HTTP error; `refuse` is not asked. Of two
   messages in a unary call the first is taken.
 * A stream that the peer abandons may report `half_closed` before `closed`.
-* `message_bytes_max` is checked after the whole message was received and decompressed: the core's own limit would
-  answer with a gRPC error, which a gateway may take for "allow". So one call may hold more memory than the limit.
+* `message_bytes_max` is checked after the whole message was received and decompressed: the core's own limit, which is
+  `MESSAGE_HARD_FACTOR` times as much, answers with a gRPC error, which a gateway may take for "allow". So one call may
+  hold that much memory, and a gateway must not be configured to send messages beyond it.
 * `connections_max`, `header_count_max`, `receive_buffer_bytes_max`, `write_stall_timeout_s` are not enforced, and
   `connections` is always 0: grpcio does not show its connections.
 """
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
     _Context: TypeAlias = grpc.aio.ServicerContext[bytes, bytes]
 
+MESSAGE_HARD_FACTOR = 16
+"""How many times `message_bytes_max` the core may receive, or inflate a compressed message to."""
+
+_INT32_MAX = 2**31 - 1
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -378,7 +383,7 @@ class _Stream:
 def _options(limits: ServerLimits, reuse_port: bool) -> list[tuple[str, Any]]:
     """Our limits as channel arguments (grpc/impl/channel_arg_names.h)."""
     return [
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", min(limits.message_bytes_max * MESSAGE_HARD_FACTOR, _INT32_MAX)),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", limits.concurrent_streams_max),
         ("grpc.max_metadata_size", limits.header_list_bytes_max),

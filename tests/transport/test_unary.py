@@ -8,6 +8,7 @@ import zlib
 import grpc
 import pytest
 
+from sidecar.transport.grpcio import MESSAGE_HARD_FACTOR
 from sidecar.transport.service import ServerLimits, Status, UnaryMethod
 from tests.support.grpc_server import CAPPED, ECHO, GUARDED, HELD, Running, serving
 from tests.support.http2_peer import Http2Peer, eventually, message_frame
@@ -325,6 +326,19 @@ async def test_what_a_message_inflates_to_is_bounded(payload: bytes, label: byte
         answer = await peer.call(GUARDED, message_frame(payload, 1), metadata=[(b"grpc-encoding", b"deflate")])
         peer.close()
     assert answer.messages == [bytes(1000) if label is None else b"refused: " + label]
+
+
+async def test_a_message_that_inflates_beyond_grpcios_own_limit_is_refused_by_its_core() -> None:
+    """Only grpcio: up to MESSAGE_HARD_FACTOR times the limit the hook answers, beyond it RESOURCE_EXHAUSTED."""
+    hard = 1000 * MESSAGE_HARD_FACTOR
+    metadata = [(b"grpc-encoding", b"deflate")]
+    async with serving("grpcio", SMALL) as running:
+        peer = await Http2Peer.connect(running.address)
+        answer = await peer.call(GUARDED, message_frame(_zlib_bomb(hard), 1), metadata=metadata)
+        assert answer.messages == [b"refused: message_too_large"]
+        answer = await peer.call(GUARDED, message_frame(_zlib_bomb(hard + 1), 1), metadata=metadata)
+        assert (answer.messages, answer.grpc_status) == ([], Status.RESOURCE_EXHAUSTED)
+        peer.close()
 
 
 # Deadlines and cancellation.
