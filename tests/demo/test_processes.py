@@ -47,7 +47,7 @@ def test_a_child_that_does_not_get_ready_is_reported(tmp_path: Path) -> None:
 def test_a_command_that_cannot_be_run_is_reported(tmp_path: Path) -> None:
     """A missing program is named."""
     child = Child("child", [tmp_path / "nothing"], tmp_path / "log")
-    with pytest.raises(StartFailedError, match="nothing: .*No such file"):
+    with pytest.raises(StartFailedError, match=r"nothing: .*No such file"):
         child.wait_ready(lambda: False)
 
 
