@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 US_PER_S: Final = 1_000_000
 
+NO_DOMAIN: Final = "-"
+"""Stands for a domain that the policy does not have: what a request says is no label."""
+
 
 class Buckets(msgspec.Struct, frozen=True):
     """A histogram's observations per bucket (the last one unbounded) and their sum in microseconds."""
@@ -114,14 +117,44 @@ class DecisionMetrics:
         return samples
 
 
+class RateLimitMetrics:
+    """Counts calls of the rate limit service by domain and answer, and their latency.
+
+    Domains come from the policy; `keep_domains` forgets those that a new policy no longer has.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, str], int] = {}
+        self._latency = LatencyHistogram()
+
+    def observe(self, domain: str | None, answer: str, latency_us: int) -> None:
+        """Count one call; `domain` None stands for one that is not configured."""
+        key = (NO_DOMAIN if domain is None else domain, answer)
+        self._answers[key] = self._answers.get(key, 0) + 1
+        self._latency.observe(latency_us)
+
+    def keep_domains(self, names: Collection[str]) -> None:
+        """Forget the series of every domain that is not named here."""
+        kept = {NO_DOMAIN, *names}
+        self._answers = {key: count for key, count in self._answers.items() if key[0] in kept}
+
+    def samples(self) -> list[Sample]:
+        """The counts now."""
+        total = "sidecar_ratelimit_requests_total"
+        samples = [Sample(total, key, count) for key, count in self._answers.items()]
+        samples.append(Sample("sidecar_ratelimit_latency_seconds", (), self._latency.buckets()))
+        return samples
+
+
 class Metrics:
     """All sources of one process."""
 
     def __init__(self, engine: str) -> None:
         self.decisions = DecisionMetrics()
+        self.ratelimit = RateLimitMetrics()
         self._process = ProcessCollector(registry=None)
         self._build = Sample("sidecar_build_info", (sidecar.__version__, platform.python_version(), engine), 1)
-        self._sources: list[Source] = [self.decisions.samples, self._process_samples]
+        self._sources: list[Source] = [self.decisions.samples, self.ratelimit.samples, self._process_samples]
 
     def add(self, source: Source) -> None:
         """Read this source too at every scrape."""

@@ -86,6 +86,13 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         ("domain", "limit", "outcome"),
         "Hits counted by the rate limit service, by the limit's path in its configuration and what came of them.",
     ),
+    MetricRow(
+        "sidecar_ratelimit_requests_total",
+        _C,
+        ("domain", "answer"),
+        "Rate limit calls: domain (`-` for one that is not configured), answer (ok, over_limit, invalid, error).",
+    ),
+    MetricRow("sidecar_ratelimit_latency_seconds", _H, (), "From the arrival of a rate limit call to its answer."),
     MetricRow("sidecar_calls_in_flight", _G, (), "gRPC calls begun and not answered."),
     MetricRow("sidecar_connections", _G, (), "Open gRPC connections."),
     MetricRow("sidecar_calls_refused_total", _C, ("reason",), "gRPC calls refused by the transport, by reason."),

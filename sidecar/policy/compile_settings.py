@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.limits import US_PER_S, OnFailure
+from sidecar.core.limits import US_PER_S
 from sidecar.policy import durations
 from sidecar.policy.fields import parse_address, parse_redis_url
 from sidecar.policy.settings import RedisSettings, RedisTlsFiles, Settings
-from sidecar.transport.service import Address, ServerLimits, TlsFiles
+from sidecar.transport.service import Address, ServerLimits, TlsFiles, UnixAddress
 
 if TYPE_CHECKING:
     from sidecar.policy.files import Files
@@ -29,8 +29,12 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
     if not isinstance(audit, str) and not files.path(audit.file).parent.is_dir():
         message = f"the directory {files.path(audit.file).parent} does not exist"
         validated.fault(("audit", "destination", "file"), message, "a file in a directory that exists")
+    listen = _listen(validated, server)
+    if server.engine == "grpcio" and server.workers > 1 and any(isinstance(one, UnixAddress) for one in listen):
+        message = "workers cannot share a Unix socket on the grpcio engine"
+        validated.fault(("server", "workers"), message, "engine: http2, workers: 1, or TCP addresses alone")
     return Settings(
-        listen=_listen(validated, server),
+        listen=listen,
         engine=server.engine,
         workers=server.workers,
         check_timeout_s=seconds(server.check_timeout),
@@ -40,7 +44,6 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
         admin=parse_address(document.admin.listen),
         redis=_redis(validated, files, redis) if redis is not None else None,
         ratelimit_directory=str(files.path(ratelimit.directory)) if ratelimit is not None else None,
-        ratelimit_on_failure=OnFailure(ratelimit.on_redis_failure) if ratelimit is not None else OnFailure.ERROR,
         local_share=document.local_share,
         audit=audit if isinstance(audit, str) else str(files.path(audit.file)),
         log_level=document.log.level,

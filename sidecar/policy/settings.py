@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from sidecar.core.limits import OnFailure
     from sidecar.core.secret import Secret
     from sidecar.transport.service import Address, ServerLimits, TlsFiles
 
@@ -40,7 +39,6 @@ class Settings:
 
     Attributes:
         redis: None where nothing is limited.
-        ratelimit_on_failure: What the rate limit service answers while Redis cannot.
         local_share: With `OnFailure.LOCAL`: the part of each limit that one instance grants by itself, over 0, to 1.
         audit: "stdout", "none", or the path of a file.
     """
@@ -55,7 +53,6 @@ class Settings:
     admin: Address
     redis: RedisSettings | None
     ratelimit_directory: str | None
-    ratelimit_on_failure: OnFailure
     local_share: float
     audit: str
     log_level: Literal["debug", "info", "warning", "error"]

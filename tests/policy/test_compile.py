@@ -55,7 +55,7 @@ def test_settings_are_what_the_file_says(full):
     settings, directory = full.settings, GOOD / "full"
     tcp = (TcpAddress("127.0.0.1", 9090), TcpAddress("::1", 9090))
     assert settings.listen == (*tcp, UnixAddress("/run/sidecar/sidecar.sock"))
-    assert (settings.engine, settings.workers, settings.check_timeout_s) == ("grpcio", 2, 0.1)
+    assert (settings.engine, settings.workers, settings.check_timeout_s) == ("http2", 2, 0.1)
     assert settings.tls is not None
     assert settings.tls.certificate == str(directory / "tls/server.crt")
     assert settings.limits == ServerLimits(message_bytes_max=1048576, concurrent_streams_max=100, keepalive_idle_s=90.0)
