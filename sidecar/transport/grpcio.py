@@ -28,6 +28,7 @@ import grpc.aio
 
 from sidecar.transport import listeners
 from sidecar.transport.grpc_framing import answer_within_seconds
+from sidecar.transport.reporting import report
 from sidecar.transport.service import Refusal, ServerLimits, Status, TcpAddress, UnaryMethod, UnixAddress
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class _UnaryCall:
         try:
             answer = self._method.handler(message, self)
         except Exception as fault:  # noqa: BLE001 - whatever a handler raises, its caller gets an answer
-            self._server.on_error(fault, self._path)
+            report(self._server.on_error, fault, self._path)
             self.refuse(Refusal.HANDLER_FAILED)
             return
         if answer is not None:
@@ -286,7 +287,7 @@ class _UnaryCall:
         try:
             message = self._method.refuse(refusal)
         except Exception as fault:  # noqa: BLE001 - a broken hook must still end in an answer
-            self._server.on_error(fault, self._path)
+            report(self._server.on_error, fault, self._path)
             self.fail(Status.INTERNAL, Refusal.HANDLER_FAILED.label)
         else:
             self.respond(message)
@@ -376,7 +377,7 @@ class _Stream:
             self._failed(fault)
 
     def _failed(self, fault: Exception) -> None:
-        self._server.on_error(fault, self._path)
+        report(self._server.on_error, fault, self._path)
         self.finish(Status.INTERNAL, Refusal.HANDLER_FAILED.label)
 
 

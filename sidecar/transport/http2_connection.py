@@ -44,6 +44,7 @@ from sidecar.transport.connection_clock import ConnectionClock
 from sidecar.transport.http2_answers import AnswerWriter
 from sidecar.transport.http2_calls import ENHANCE_YOUR_CALM, NO_ERROR, StreamCall, UnaryCall
 from sidecar.transport.http2_settings import CONNECTION_WINDOW_BYTES
+from sidecar.transport.reporting import report
 from sidecar.transport.request_head import RequestHead
 from sidecar.transport.service import Status, UnaryMethod
 
@@ -317,7 +318,7 @@ class Http2Connection(asyncio.Protocol):
 
     def report(self, fault: Exception, method: str) -> None:
         """A handler raised."""
-        self._server.on_error(fault, method)
+        report(self._server.on_error, fault, method)
 
     def stream_output(self, call: StreamCall) -> None:
         """A stream has something queued."""

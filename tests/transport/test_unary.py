@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
 
@@ -10,7 +11,7 @@ import pytest
 
 from sidecar.transport.grpcio import MESSAGE_HARD_FACTOR
 from sidecar.transport.service import ServerLimits, Status, UnaryMethod
-from tests.support.grpc_server import CAPPED, ECHO, GUARDED, HELD, Running, serving
+from tests.support.grpc_server import CAPPED, ECHO, ENGINES, GUARDED, HELD, LOOPBACK, Running, serving
 from tests.support.http2_peer import Http2Peer, eventually, message_frame
 
 SMALL = ServerLimits(message_bytes_max=1000)
@@ -125,6 +126,23 @@ async def test_a_handler_that_raises_is_answered_by_the_refuse_hook(engine: str)
         assert await peer.ask(GUARDED, b"raise") == b"refused: handler_failed"
         peer.close()
     assert len(running.errors) == 1
+
+
+async def test_an_error_report_that_fails_does_not_fail_the_call(engine: str) -> None:
+    """Where on_error itself raises, the caller is answered, and the loop's exception handler hears of it."""
+    heard: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
+
+    def broken(_fault: Exception, _method: str) -> None:
+        raise OSError("no log")
+
+    server = ENGINES[engine](Running().methods(), [LOOPBACK], on_error=broken)
+    (address,) = await server.start()
+    peer = await Http2Peer.connect(address)
+    assert await peer.ask(GUARDED, b"raise") == b"refused: handler_failed"
+    peer.close()
+    await server.drain(0)
+    assert "no log" in [str(context.get("exception")) for context in heard]
 
 
 async def test_a_refuse_hook_that_raises_still_ends_the_call(engine: str) -> None:
