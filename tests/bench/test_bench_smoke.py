@@ -48,7 +48,10 @@ def test_rows_come_out_and_every_answer_is_right():
     rows = re.findall(r"^(.*\S)\s+[\d,]+\s+\d+\.\d\s+\d+\.\d\dx$", output, re.MULTILINE)
     assert rows == [
         "constant answer, http2",
-        "hot decision, http2",
+        "match an anonymous rule, http2",
+        "  + token, scope, identity headers",
+        "  + limit in Redis",
+        "  + audit: hot decision, http2",
         "hot decision, grpcio",
         "constant answer, grpcio",
         "constant answer",
