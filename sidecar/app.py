@@ -143,7 +143,6 @@ class App:
         self._known = known
         self._redis_socket = redis_socket
         self._role = role
-        self._refused: dict[str, int] = {}
         self._serving = False
 
     async def serve(self) -> None:
@@ -313,7 +312,7 @@ class App:
             metric_sources.redis(self.store, self.redis_latency),
             metric_sources.local_store(self.local),
             metric_sources.ratelimit(lambda: self.holder.policy),
-            metric_sources.server(self.server, self._refused),
+            metric_sources.server(self.server),
             metric_sources.policy(self.holder),
         ]
         if self.audit is not None:

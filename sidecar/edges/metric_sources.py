@@ -10,7 +10,7 @@ from sidecar.core.breaker import BreakerState
 from sidecar.edges.metrics import LatencyHistogram, Sample, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from sidecar.core.policy import Policy
     from sidecar.core.token_cache import TokenCache
@@ -84,12 +84,12 @@ def ratelimit(policy: Callable[[], Policy]) -> Source:
     return read
 
 
-def server(server: Server, refused: Mapping[str, int]) -> Source:
-    """Calls and connections; `refused` counts the transport's refusals by their label."""
+def server(server: Server) -> Source:
+    """Calls and connections, and what the transport refused."""
     return lambda: [
         Sample("sidecar_calls_in_flight", (), server.calls_in_flight),
         Sample("sidecar_connections", (), server.connections),
-        *(Sample("sidecar_calls_refused_total", (reason,), count) for reason, count in refused.items()),
+        *(Sample("sidecar_calls_refused_total", (refusal.label,), n) for refusal, n in server.refused.items()),
     ]
 
 

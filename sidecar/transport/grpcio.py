@@ -67,6 +67,7 @@ class GrpcioServer:
             raise OSError(f"unix:{next(iter(unix_fds))}: the grpcio engine cannot share a Unix socket between workers")
         self.limits = limits if limits is not None else ServerLimits()
         self.on_error = on_error
+        self.refused = dict.fromkeys(Refusal, 0)
         self._service = service
         self._addresses = tuple(addresses)
         self._tls = tls
@@ -280,6 +281,7 @@ class _UnaryCall:
         """Answer with the method's response message for this refusal, or with its gRPC status."""
         if self.outcome.done():
             return
+        self._server.refused[refusal] += 1
         self.cancelled = refusal in (Refusal.DEADLINE_EXCEEDED, Refusal.SHUTTING_DOWN)
         if self._method.refuse is None:
             self.fail(refusal.status, refusal.label)

@@ -57,6 +57,7 @@ class Http2Server:
         self.limits = limits if limits is not None else ServerLimits()
         self.routes: dict[bytes, Method] = {path.encode("latin-1"): method for path, method in service.items()}
         self.on_error = on_error
+        self.refused = dict.fromkeys(Refusal, 0)
         self.h2_configuration = http2_settings.configuration(self.limits)
         self.h2_settings = http2_settings.settings(self.limits)
         self.deadlines: DeadlineWheel

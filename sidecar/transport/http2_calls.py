@@ -123,6 +123,7 @@ class UnaryCall(_CallBase):
         """Answer with the method's response message for this refusal, or with its gRPC status."""
         if self.over:
             return
+        self._connection.count_refusal(refusal)
         hook = self._method.refuse
         if hook is not None:
             try:

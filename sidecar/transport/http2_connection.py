@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from sidecar.transport.deadlines import Expiring
     from sidecar.transport.http2 import Http2Server
     from sidecar.transport.request_head import Headers
+    from sidecar.transport.service import Refusal
 
 SLICE_BYTES = 8 * 1024
 EVENTS_PER_TURN = 256
@@ -315,6 +316,10 @@ class Http2Connection(asyncio.Protocol):
     def hold_bytes(self, more: int) -> bool:
         """Account for bytes of incomplete messages; False when the server holds too many."""
         return self._server.hold_bytes(more)
+
+    def count_refusal(self, refusal: Refusal) -> None:
+        """A unary call was refused."""
+        self._server.refused[refusal] += 1
 
     def report(self, fault: Exception, method: str) -> None:
         """A handler raised."""

@@ -222,3 +222,7 @@ class Server(Protocol):
     @property
     def connections(self) -> int:
         """How many connections are open."""
+
+    @property
+    def refused(self) -> Mapping[Refusal, int]:
+        """How many unary calls were refused, by the reason."""

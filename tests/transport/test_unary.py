@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from sidecar.transport.grpcio import MESSAGE_HARD_FACTOR
-from sidecar.transport.service import ServerLimits, Status, UnaryMethod
+from sidecar.transport.service import Refusal, ServerLimits, Status, UnaryMethod
 from tests.support.grpc_server import CAPPED, ECHO, ENGINES, GUARDED, HELD, LOOPBACK, Running, serving
 from tests.support.http2_peer import Http2Peer, eventually, message_frame
 
@@ -179,6 +179,8 @@ async def test_a_message_of_the_largest_size_is_served_and_one_byte_more_is_refu
         assert await peer.ask(GUARDED, b"x" * 1000) == b"x" * 1000
         assert await peer.ask(GUARDED, b"x" * 1001) == b"refused: message_too_large"
         assert (await peer.call(ECHO, message_frame(b"x" * 1001))).grpc_status == Status.RESOURCE_EXHAUSTED
+        assert running.server is not None
+        assert {refusal: n for refusal, n in running.server.refused.items() if n} == {Refusal.MESSAGE_TOO_LARGE: 2}
         peer.close()
 
 
