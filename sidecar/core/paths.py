@@ -167,7 +167,10 @@ def _canonical_host(authority: str) -> str | None:
         return None
 
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+METHOD_BYTES_MAX = 64
+"""Longer ones are refused: the longest registered method has 17."""
+
+_TOKEN = re.compile(rf"[!#$%&'*+.^_`|~0-9A-Za-z-]{{1,{METHOD_BYTES_MAX}}}")
 
 
 def is_plain_method(method: str) -> bool:

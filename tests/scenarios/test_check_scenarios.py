@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from sidecar.core.decision import DenyReason
 from sidecar.core.limits import StoreFailure
-from sidecar.core.policy import Policy
 from sidecar.edges.local_store import LocalStore
 from sidecar.envoy import ext_authz
 from sidecar.envoy.pb.ext_authz_pb2 import CheckRequest, CheckResponse
@@ -29,6 +28,9 @@ from tests.support.deciding import (
     deciding,
     token,
 )
+
+if TYPE_CHECKING:
+    from sidecar.core.policy import Policy
 
 R = DenyReason
 
@@ -123,8 +125,8 @@ DENIALS = {
     "no subject": Denial(R.TOKEN_CLAIM_INVALID, orders(sub=None), 401),
     "no expiry": Denial(R.TOKEN_CLAIM_INVALID, orders(exp=None), 401),
     "another audience": Denial(R.TOKEN_AUDIENCE_MISMATCH, orders(aud="billing-api"), 401),
-    "expired": Denial(R.TOKEN_EXPIRED, lambda: orders(exp=in_s(-31))(), 401),
-    "not yet valid": Denial(R.TOKEN_NOT_YET_VALID, lambda: orders(nbf=in_s(60))(), 401),
+    "expired": Denial(R.TOKEN_EXPIRED, lambda: check_request("/orders/1", token(exp=in_s(-31))), 401),
+    "not yet valid": Denial(R.TOKEN_NOT_YET_VALID, lambda: check_request("/orders/1", token(nbf=in_s(60))), 401),
     "a token bound to a key": Denial(R.TOKEN_BINDING_UNSUPPORTED, orders(cnf={"jkt": "x"}), 401),
     "an issuer without keys": Denial(
         R.KEYS_UNAVAILABLE, lambda: check_request("/keyless", token(iss=KEYLESS_ISSUER)), 503

@@ -1,4 +1,4 @@
-"""The whole Check service in one process: a policy from a file, real keys, caches and counters, and calls that record."""
+"""The whole Check service in one process: policy from a file, real keys, caches and counters, and calls that record."""
 
 from __future__ import annotations
 
