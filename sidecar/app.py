@@ -41,10 +41,11 @@ from sidecar.transport.service import Server, Service, UnaryMethod, UnixAddress
 from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_environment
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
     from sidecar.core.audit import DecisionEvent
-    from sidecar.policy.settings import Settings
+    from sidecar.policy.settings import RedisTlsFiles, Settings
     from sidecar.transport.grpcio import GrpcioServer
     from sidecar.transport.http2 import Http2Server
 
@@ -341,16 +342,22 @@ def _redis_endpoint(settings: Settings, embedded_socket: str) -> RedisEndpoint:
     username = redis.username or ""
     if isinstance(address, UnixAddress):
         return RedisEndpoint(path=address.path, database=redis.database, username=username, password=password)
-    tls = redis.tls
     return RedisEndpoint(
         host=address.host,
         port=address.port,
         database=redis.database,
         username=username,
         password=password,
-        tls=tls_context(_path(tls.ca), _path(tls.certificate), _path(tls.key)) if tls else None,
-        server_name=(tls.server_name if tls else None) or "",
+        tls=_redis_tls(redis.tls) if redis.tls else None,
+        server_name=(redis.tls.server_name if redis.tls else None) or "",
     )
+
+
+def _redis_tls(files: RedisTlsFiles) -> ssl.SSLContext:
+    try:
+        return tls_context(_path(files.ca), _path(files.certificate), _path(files.key))
+    except ValueError as error:
+        raise OSError(error) from None
 
 
 def _path(text: str | None) -> Path | None:
