@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from bench.load import open_loop, run
-from bench.measure import Budget, Scale, Subject, alone, head, in_turn, line, percentiles
+from bench.measure import Budget, Scale, Subject, alone, at_half, head, in_turn, line
 from bench.setting import CHECK, Policy, Setting
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
+
+CONSTANT = "constant answer, http2"
+HOT = "  + audit: hot decision, http2"
 
 
 def allowed(message: bytes) -> bool:
@@ -31,7 +33,7 @@ def in_parts(setting: Setting) -> dict[str, Policy]:
         "match an anonymous rule, http2": silent | {"rules": [anonymous], "upstream": {}},
         "  + token, scope, identity headers": silent | {"rules": [authorized]},
         "  + limit in Redis": silent,
-        "  + audit: hot decision, http2": hot,
+        HOT: hot,
     }
 
 
@@ -41,7 +43,7 @@ def main(scale: Scale) -> list[Budget]:
         messages = [setting.check()]
         constant = servers.enter_context(setting.constant("http2"))
         policies = in_parts(setting) | {"hot decision, grpcio": setting.policy("grpcio")}
-        subjects = {"constant answer, http2": Subject(server=constant, path=CHECK, messages=messages)}
+        subjects = {CONSTANT: Subject(server=constant, path=CHECK, messages=messages)}
         for name, policy in policies.items():
             server = servers.enter_context(setting.sidecar(policy))
             subjects[name] = Subject(server=server, path=CHECK, messages=messages, accept=allowed)
@@ -54,11 +56,7 @@ def main(scale: Scale) -> list[Budget]:
             subject = Subject(server=server, path=CHECK, messages=messages)
             single = in_turn({"": subject}, scale, scale.slow_seconds)[""]
         print(line("constant answer, grpcio", single, baseline))
-        pace = ours.per_second / 2
-        print(f"\nopen loop at half of capacity ({pace:,.0f}/s), from the intended send time")
-        plan = subjects["  + audit: hot decision, http2"].plan(streams=256)
-        paced = run(open_loop(plan, pace, scale.seconds, warm_up_s=scale.warm_up_s))
-        print(f"hot decision, http2: {percentiles(paced)}")
+        at_half(ours, {name: subjects[name] for name in (CONSTANT, HOT)}, scale)
     return [
         Budget(what="CPU, hot decision / constant answer (aim 3x)", figure=ours.ratio(baseline), unit="x", at_most=4),
         Budget(what="CPU, hot decision on grpcio / on http2", figure=other.ratio(ours), unit="x", at_least=8),

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.load import Plan, Result, closed_loop, run
+from bench.load import Plan, Result, closed_loop, open_loop, run
 
 if TYPE_CHECKING:
     from bench.setting import Running
+
+OPEN_LOOP_STREAMS = 256
+"""On each connection: more than are ever in flight at half of capacity."""
 
 Accept = Callable[[bytes], bool]
 
@@ -148,8 +151,20 @@ def line(name: str, row: Row, baseline: Row | None = None, note: str = "") -> st
     return f"{name:46}{row.per_second:10,.0f}{row.cpu_us:9.1f}{ratio:>9}{f'  {note}' if note else ''}{shouted}"
 
 
-def percentiles(result: Result) -> str:
-    """Latencies of an open loop, and what went wrong in it."""
+def at_half(row: Row, subjects: Mapping[str, Subject], scale: Scale) -> dict[str, Result]:
+    """An open loop at half of a row's capacity, over each subject, printed."""
+    pace = row.per_second / 2
+    print(f"\nopen loop at half of capacity ({pace:,.0f}/s), from the intended send time")
+    results = {}
+    for name, subject in subjects.items():
+        plan = subject.plan(OPEN_LOOP_STREAMS)
+        results[name] = run(open_loop(plan, pace, scale.seconds, warm_up_s=scale.warm_up_s))
+        print(f"{name.strip(' +'):46}{_percentiles(results[name])}")
+    return results
+
+
+def _percentiles(result: Result) -> str:
+    """Latencies, and what went wrong."""
     shares = "  ".join(f"p{share * 100:g} {result.percentile(share) * 1e3:.2f} ms" for share in (0.5, 0.99, 0.999))
     shouted = f"  WRONG: {wrong(result)}" if wrong(result) else ""
     return f"{shares}{shouted}"
