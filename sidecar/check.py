@@ -15,7 +15,7 @@ from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.envoy import ext_authz
-from sidecar.transport.service import ANSWER_MARGIN_S, Call, Refusal, UnaryMethod
+from sidecar.transport.service import Call, Refusal, UnaryMethod, wait_until
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
@@ -104,7 +104,7 @@ class CheckService:
             check.call.respond(ext_authz.encode(step, check.request))
             self._emit(step, check.request, check.started_ns)
             return
-        deadline = check.call.deadline - ANSWER_MARGIN_S
+        deadline = wait_until(check.call.deadline)
         if isinstance(step, pipeline.Charges):
             store = self._local if step.local else self._store
             store.charge(step.charges, deadline, partial(self._charged, check, step))

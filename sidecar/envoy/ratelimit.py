@@ -39,7 +39,7 @@ from sidecar.core.limits import (
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from sidecar.envoy.pb.type_pb2 import RateLimitUnit
 from sidecar.envoy.wire import delimited, varint
-from sidecar.transport.service import ANSWER_MARGIN_S, Call, Status
+from sidecar.transport.service import Call, Status, wait_until
 
 if TYPE_CHECKING:
     from sidecar.core.descriptors import RateLimitConfig
@@ -152,7 +152,7 @@ class _Question:
             return
         self.failure = result
         if self.on_failure is OnFailure.LOCAL:
-            self.service.local_store.charge(self.charges, self.call.deadline - ANSWER_MARGIN_S, self._decided_locally)
+            self.service.local_store.charge(self.charges, self.call.deadline, self._decided_locally)
         else:
             self._answer_without_counts(result)
 
@@ -238,7 +238,7 @@ class RateLimitService:
             self.on_event(RateLimitEvent(name, Answer.INVALID, 0, 0, None, False, perf_counter() - started))
             return
         if question.charges:
-            self._store.charge(question.charges, call.deadline - ANSWER_MARGIN_S, question.decided)
+            self._store.charge(question.charges, wait_until(call.deadline), question.decided)
         else:
             question.no_charges()
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol, TypeAlias
 
 ANSWER_MARGIN_S = 0.005
-"""How long before a call's deadline everything its handler waits for must have ended, so that the handler's answer
-leaves and not the transport's refusal: refusals are up to a tick early, and loop clocks count whole milliseconds."""
+
+
+def wait_until(deadline: float) -> float:
+    """When all that a handler waits for must have ended, so that its own answer leaves and not the transport's refusal.
+
+    Some milliseconds before the call's deadline, since refusals are up to a tick early and loops count whole
+    milliseconds; half of the time where there is hardly more than that. Loops keep the monotonic clock (asyncio and
+    libuv alike).
+    """
+    return deadline - min(ANSWER_MARGIN_S, max(0.0, deadline - monotonic()) / 2)
 
 
 class Status(enum.IntEnum):
