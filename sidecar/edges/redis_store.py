@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from sidecar.edges.redis_endpoint import RedisEndpoint
 
 TIMEOUT_S = 0.05
+NEWS_AFTER_S = 0.008
+"""Who waited less, because the caller's deadline was near, learnt nothing of Redis: impatient callers must not open the
+breaker for everyone."""
+
 CHARGES_MAX = 256
 """Charges of one decision; more are refused as overload."""
 
@@ -132,7 +136,7 @@ class RedisStore:
             call.done(_verdict(call.charges, reply))
             return
         if isinstance(reply, StoreFailure):
-            self._count_against_breaker(reply)
+            self._count_against_breaker(reply, perf_counter() - call.started_at)
             self._refuse(reply, call.done)
             return
         self.breaker.succeed()  # an error is an answer: there is no waiting to be spared
@@ -145,9 +149,10 @@ class RedisStore:
                 self.connection.drop()  # after a failover the name leads elsewhere
             self._refuse(StoreFailure.ERROR_REPLY, call.done)
 
-    def _count_against_breaker(self, failure: StoreFailure) -> None:
-        if failure is StoreFailure.OVERLOADED:
-            self.breaker.release()  # our own bound, and no news of Redis
+    def _count_against_breaker(self, failure: StoreFailure, waited_s: float) -> None:
+        hurried = failure is StoreFailure.TIMEOUT and waited_s < min(self._timeout_s / 2, NEWS_AFTER_S)
+        if hurried or failure is StoreFailure.OVERLOADED:
+            self.breaker.release()  # our own bound, or the caller's, and no news of Redis
         else:
             self.breaker.fail(int(self._now() * _US))
 

@@ -12,7 +12,7 @@ import redis
 from sidecar.core.breaker import Breaker, BreakerState
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, StoreFailure, Verdict
 from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
-from sidecar.edges.redis_store import CHARGES_MAX, RedisStore
+from sidecar.edges.redis_store import CHARGES_MAX, NEWS_AFTER_S, RedisStore
 from tests.support.asking import PATIENCE_S, ask, redis_store, until, until_answered, verdict
 from tests.support.fault_proxy import FaultProxy, make_certificates
 
@@ -362,3 +362,15 @@ async def test_never_more_than_the_limit_while_failing(proxy):
             await until(lambda: store.connection.connected)
         assert 0 < allowed <= 300
         assert not (await verdict(store, charge)).allowed
+
+
+async def test_impatient_callers_do_not_open_the_breaker(proxy):
+    """Who leaves Redis no time learns nothing of it; the others are served on."""
+    async with redis_store(through(proxy), breaker=Breaker(failures_max=1)) as store:
+        await verdict(store, PLENTY)
+        proxy.frozen = True
+        for _ in range(3):
+            assert await ask(store, PLENTY, timeout_s=NEWS_AFTER_S / 4) is StoreFailure.TIMEOUT
+        proxy.frozen = False
+        assert store.breaker.state is BreakerState.CLOSED
+        await verdict(store, PLENTY)
