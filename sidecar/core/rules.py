@@ -115,11 +115,8 @@ class Rule:
             raise ValueError(f"rule {self.name!r} must name issuers or be anonymous, not both or neither")
 
 
-class Matched(NamedTuple):
-    """The rule that applies, and what its template's parameters stand for."""
-
-    rule: Rule
-    parameters: PathParameters
+Matched: TypeAlias = "tuple[Rule, PathParameters]"
+"""The rule that applies, and what its template's parameters stand for."""
 
 
 class RuleConflict(ValueError):  # noqa: N818 - it is a fault in a policy, named as its users know it
@@ -167,12 +164,11 @@ class _Terminal:
             group.sort(key=_header_specificity)
 
     def find(self, method: str, headers: Mapping[str, str], segments: list[str]) -> Matched | None:
-        for variant in self.by_method.get(method, ()):
-            if not variant.headers or _headers_hold(variant.headers, headers):
-                return _matched(variant, segments)
-        for variant in self.any_method:
-            if not variant.headers or _headers_hold(variant.headers, headers):
-                return _matched(variant, segments)
+        for group in (self.by_method.get(method), self.any_method):
+            for variant in group or ():
+                if not variant.headers or _headers_hold(variant.headers, headers):
+                    names = variant.parameter_names
+                    return variant.rule, dict(zip(names, segments, strict=True)) if names else NO_PARAMETERS
         return None
 
 
@@ -188,15 +184,6 @@ def _headers_hold(conditions: tuple[HeaderMatch, ...], headers: Mapping[str, str
         if value is None or (condition.value is not None and value != condition.value):
             return False
     return True
-
-
-def _matched(variant: _Variant, segments: list[str]) -> Matched:
-    names = variant.parameter_names
-    if not names:
-        return Matched(variant.rule, NO_PARAMETERS)
-    if len(names) == 1:
-        return Matched(variant.rule, {names[0]: segments[0]})
-    return Matched(variant.rule, dict(zip(names, segments, strict=True)))
 
 
 class _Node:
@@ -251,9 +238,8 @@ class _PathTree:
         return node
 
     def find(self, path: str, method: str, headers: Mapping[str, str]) -> Matched | None:
-        terminal = self.exact.get(path)
-        if terminal is not None:
-            found = terminal.find(method, headers, [])
+        if path in self.exact:
+            found = self.exact[path].find(method, headers, [])
             if found is not None:
                 return found
         segments = path.split("/")

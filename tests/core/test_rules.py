@@ -31,7 +31,7 @@ def rule(name: str, path: PathPattern, host: str | None = None, methods: tuple[s
 
 def matched(table: RuleTable, path: str, host: str = "api.example.com", method: str = "GET", **headers) -> str | None:
     found = table.match(host, path, method, {name.replace("_", "-"): value for name, value in headers.items()})
-    return found.rule.name if found else None
+    return found[0].name if found else None
 
 
 def test_no_rules_match_nothing() -> None:
@@ -78,7 +78,7 @@ def test_parameters_are_named_by_the_rule_that_matched() -> None:
     )
     found = table.match("h", "/a/1/b/2", "PUT", {})
     assert found is not None
-    assert (found.rule.name, dict(found.parameters)) == ("put", {"p": "1", "q": "2"})
+    assert (found[0].name, dict(found[1])) == ("put", {"p": "1", "q": "2"})
 
 
 def test_host_specificity() -> None:

@@ -260,4 +260,4 @@ def test_thousands_of_rules_load_and_match(written):
     )
     matched = written(f"rules:\n{rules}").policy.rules.match("a.example", "/r1999/5", "GET", {})
     assert matched is not None
-    assert (matched.rule.name, dict(matched.parameters)) == ("r1999", {"id": "5"})
+    assert (matched[0].name, dict(matched[1])) == ("r1999", {"id": "5"})

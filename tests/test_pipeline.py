@@ -1,0 +1,147 @@
+"""The data path by itself: each step in its order, what it asks the world for, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sidecar import pipeline
+from sidecar.core.authn import NeedKey
+from sidecar.core.decision import Decision, DenyReason
+from sidecar.core.keys import KeySet, parse_jwks
+from sidecar.core.limits import LimitOutcome, OnFailure, StoreFailure, Verdict
+from sidecar.core.token_cache import TokenCache
+from sidecar.envoy import ext_authz
+from tests.support.deciding import KEY, OTHER_KEY, check_request, compiled, token
+from tests.support.tokens import jwks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.policy import Policy
+
+LIMITED = """
+redis: {url: "redis://127.0.0.1:1/0"}
+limits:
+  deny: {rate: 1/day, key: {constant: x}, on_redis_failure: deny}
+  error: {rate: 1/day, key: {constant: x}, on_redis_failure: error}
+  local: {rate: 1/day, key: {constant: x}, on_redis_failure: local}
+  allow: {rate: 1/day, key: {constant: x}, on_redis_failure: allow}
+rules:
+  - {name: all, match: {path: {prefix: /}}, anonymous: true, limits: [WISHES]}
+"""
+
+
+class Held:
+    """Keys that are held, or not."""
+
+    def __init__(self, keys: KeySet | None) -> None:
+        self.held = keys
+
+    def keys(self, issuer: IssuerPolicy) -> KeySet | None:
+        del issuer
+        return self.held
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return compiled(tmp_path_factory.mktemp("policy"))
+
+
+def begin(policy: Policy, keys: KeySet | None, *arguments: Any, fetched: bool = False, **request: Any) -> pipeline.Step:
+    context = ext_authz.decode(check_request(*arguments, **request))
+    assert not isinstance(context, DenyReason)
+    return pipeline.begin(policy, context, TokenCache(), Held(keys), time.time_ns() // 1000, fetched=fetched)
+
+
+def reason(step: object) -> DenyReason | None:
+    assert isinstance(step, Decision)
+    return step.reason
+
+
+def test_steps_come_in_their_order(policy: Policy) -> None:
+    """A request with every fault is denied for the first; mended one by one, for the next; in the end it is charged."""
+    keys = parse_jwks(jwks(KEY))
+    faulty = {"host": "a b", "path": "//", "method": "get", "credential": None}
+    mended = [
+        ({}, DenyReason.REQUEST_MALFORMED),
+        ({"host": "h"}, DenyReason.PATH_AMBIGUOUS),
+        ({"path": "/other"}, DenyReason.REQUEST_MALFORMED),
+        ({"method": "GET"}, DenyReason.NO_RULE),
+        ({"path": "/admin"}, DenyReason.CREDENTIAL_MISSING),
+        ({"credential": token(scope="x", roles=[])}, DenyReason.SCOPE_INSUFFICIENT),
+        ({"credential": token(roles=[])}, DenyReason.ROLE_MISSING),
+        ({"credential": token(roles=["admin"])}, None),
+    ]
+    for change, expected in mended:
+        faulty |= change
+        assert reason(begin(policy, keys, **faulty)) is expected
+    charges = begin(policy, keys, "/tight", token())
+    assert isinstance(charges, pipeline.Charges)
+    assert [charge.limit.name for charge in charges.charges] == ["tight"]
+
+
+@pytest.mark.parametrize(
+    ("held", "kid", "then"),
+    [(None, None, DenyReason.KEYS_UNAVAILABLE), (OTHER_KEY.renamed("k9"), "k1", DenyReason.TOKEN_KEY_UNKNOWN)],
+)
+def test_keys_are_asked_for_once(policy: Policy, held: Any, kid: str | None, then: DenyReason) -> None:
+    """A key that is not held is a wish; after the fetch it is a denial, or the request goes on."""
+    del kid
+    keys = None if held is None else parse_jwks(jwks(held))
+    credential = token()
+    wish = begin(policy, keys, "/orders/1", credential)
+    assert isinstance(wish, NeedKey)
+    assert (wish.issuer.name, wish.kid) == ("main", KEY.kid)
+    assert reason(begin(policy, keys, "/orders/1", credential, fetched=True)) is then
+    assert reason(begin(policy, parse_jwks(jwks(KEY)), "/orders/1", credential, fetched=True)) is None
+
+
+def test_an_anonymous_rule_looks_at_no_credential(policy: Policy) -> None:
+    """Whatever is shown there, nobody is proved, and nothing is asked of an issuer."""
+    for headers in ([], [("authorization", "Bearer x,Bearer y")], [("authorization", "Bearer " + token())]):
+        decision = begin(policy, None, headers=headers)
+        assert isinstance(decision, Decision)
+        assert (decision.allowed, decision.principal) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "wishes", [wishes for many in range(1, 5) for wishes in itertools.combinations(OnFailure, many)], ids=str
+)
+@pytest.mark.parametrize("failure", [StoreFailure.TIMEOUT, StoreFailure.ERROR_REPLY])
+def test_the_strictest_wish_is_granted(tmp_path: Path, wishes: tuple[OnFailure, ...], failure: StoreFailure) -> None:
+    """deny, then error, then local, then allow: whatever other wishes there are beside it."""
+    policy = compiled(tmp_path, LIMITED.replace("WISHES", ", ".join(wishes)))
+    pending = begin(policy, None)
+    assert isinstance(pending, pipeline.Charges)
+    step = pipeline.settle(pending, failure)
+    strictest = min(wishes, key=list(OnFailure).index)
+    if strictest is OnFailure.LOCAL:
+        assert isinstance(step, pipeline.Charges)
+        assert (step.local, [charge.limit.name for charge in step.charges]) == (True, ["local"])
+        last = pipeline.settle(step, failure)
+        assert reason(last) is DenyReason.LIMITS_UNAVAILABLE
+        assert isinstance(last, Decision)
+        assert not last.as_error
+        return
+    assert isinstance(step, Decision)
+    assert (step.allowed, step.degraded) == ((True, True) if strictest is OnFailure.ALLOW else (False, False))
+    assert step.as_error is (strictest is OnFailure.ERROR)
+
+
+def test_one_exceeded_limit_denies(tmp_path: Path) -> None:
+    """The verdict of all charges together is the decision's; the detail names the limits that denied."""
+    policy = compiled(tmp_path, LIMITED.replace("WISHES", "deny, local"))
+    pending = begin(policy, None)
+    assert isinstance(pending, pipeline.Charges)
+    first, second = (charge.limit for charge in pending.charges)
+    for fits in itertools.product((True, False), repeat=2):
+        outcomes = tuple(LimitOutcome(limit, fit, 1, 0, 0, 0) for limit, fit in zip((first, second), fits, strict=True))
+        decision = pipeline.settle(pending, Verdict(all(fits), outcomes))
+        assert isinstance(decision, Decision)
+        assert decision.allowed is all(fits)
+        assert [name in decision.detail for name in ("'deny'", "'local'")] == [not fit for fit in fits]
