@@ -20,7 +20,7 @@ from sidecar.core.audit import DecisionEvent, audit_record
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
 from sidecar.core.limits import US_PER_S
-from sidecar.core.paths import canonical, canonical_host, split_path_query
+from sidecar.core.paths import canonical, canonical_host
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
@@ -158,7 +158,7 @@ async def _decide(policy: Policy, request: Any) -> Decision:
 def _steps(decision: Decision, message: bytes) -> list[tuple[str, str]]:
     """The story of a decision, told from what it carries."""
     http = ext_authz_pb2.CheckRequest.FromString(message).attributes.request.http
-    path = canonical(split_path_query(http.path)[0])
+    path = canonical(http.path.partition("?")[0])
     spelled = path if isinstance(path, str) else f"refused: {path.value}"
     steps = [("request", f"{http.method} {canonical_host(http.host)} {spelled}")]
     reason, rule = decision.reason, decision.rule

@@ -60,15 +60,6 @@ _STRUCTURE = frozenset("/\\.;?#%")
 _DECODED = frozenset("!$&'()*+,=:@")
 
 
-def split_path_query(raw: str) -> tuple[str, str | None]:
-    """A `:path` value cut at its first `?`; the query is None where there is no `?`.
-
-    By hand: `urllib.parse.urlsplit` reads `//admin/x` as a host and drops tabs and line feeds.
-    """
-    path, mark, query = raw.partition("?")
-    return path, query if mark else None
-
-
 def canonical(raw_path: str) -> str | PathFault:
     """The path's one spelling, or why it has none.
 

@@ -15,7 +15,6 @@ from sidecar.core.paths import (
     PathFault,
     canonical,
     canonical_host,
-    split_path_query,
 )
 
 F = PathFault
@@ -227,23 +226,6 @@ def test_decoding_an_accepted_path_reveals_no_structure(path):
 def test_paths_never_raise(text):
     """Any text at all is either a path or a fault."""
     assert isinstance(canonical(text), str | PathFault)
-
-
-@pytest.mark.parametrize(
-    ("raw", "parts"),
-    [
-        ("/a", ("/a", None)),
-        ("/a?", ("/a", "")),
-        ("/a?b?c", ("/a", "b?c")),
-        ("//admin/x?y", ("//admin/x", "y")),
-        ("/a\tb\nc?d#e", ("/a\tb\nc", "d#e")),
-        ("?", ("", "")),
-        ("", ("", None)),
-    ],
-)
-def test_query_begins_at_the_first_question_mark(raw, parts):
-    """Nothing else is interpreted: no host, no fragment, no dropped characters."""
-    assert split_path_query(raw) == parts
 
 
 @pytest.mark.parametrize(
