@@ -366,3 +366,13 @@ async def test_what_waits_holds_no_body(policy: Policy) -> None:
         assert request is not None
         assert type(request.headers) is dict
         assert request.headers == dict(headers)
+
+
+@pytest.mark.parametrize("other", ["x-note", "X-Note", "1", "\U0001d400"])
+def test_a_repeated_raw_header_stays_noted(other: str) -> None:
+    """Whatever other names there are: two credentials are two, however their values are joined."""
+    request = CheckRequest.FromString(two_raw_credentials())
+    request.attributes.request.http.header_map.headers.add(key=other, raw_value=b"1")
+    context = ext_authz.decode(request.SerializeToString())
+    assert not isinstance(context, DenyReason)
+    assert context.repeated == {"authorization"}
