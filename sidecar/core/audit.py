@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from sidecar.core.context import RequestContext
+from sidecar.core.context import NO_REQUEST, RequestContext
 from sidecar.core.limits import US_PER_S
 from sidecar.core.principal import Principal
 from sidecar.core.selectors import claim_text
@@ -25,7 +25,6 @@ TEXT_CHARACTERS_MAX = 1024
 NO_RULE = "-"
 """Stands for "no rule matched" in records and metric labels; not a name that a policy can give to a rule."""
 
-_UNREADABLE: Final = RequestContext(request_id="", method="", host="", path="")
 _NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {}, 0)
 _NO_CLAIMS: Final[Mapping[str, str | None]] = {}
 
@@ -88,7 +87,7 @@ def outcome_label(decision: Decision) -> str:
 def audit_record(event: DecisionEvent, claim_names: Sequence[str] = ()) -> AuditRecord:
     """The record of one decision, with the claims that the policy names for it."""
     decision = event.decision
-    request = event.request or _UNREADABLE
+    request = event.request or NO_REQUEST
     principal = decision.principal or _NOBODY
     rule, reason = decision.rule, decision.reason
     return {

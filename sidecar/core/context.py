@@ -34,3 +34,7 @@ class RequestContext:
     repeated: frozenset[str] = _NONE
     underscored: tuple[str, ...] = ()
     source_address: str = ""
+
+
+NO_REQUEST = RequestContext(request_id="", method="", host="", path="")
+"""Stands where a request is taken and not looked at."""

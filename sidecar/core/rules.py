@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 from sidecar.core.decision import NO_PARAMETERS
+from sidecar.core.limits import Charge, counter_key
 
 if TYPE_CHECKING:
     from sidecar.core.authz import Condition
+    from sidecar.core.context import RequestContext
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.limits import Limit, OnFailure
+    from sidecar.core.principal import Principal
     from sidecar.core.selectors import PathParameters, Selector
 
 PATH_SEGMENTS_MAX = 64
@@ -76,6 +79,11 @@ class LimitBinding:
     key_prefix: bytes
     on_failure: OnFailure
     cost: int = 1
+
+    def charge(self, request: RequestContext, principal: Principal | None, parameters: PathParameters) -> Charge:
+        """The limit applied to the request's key."""
+        parts = [selector.select(request, principal, parameters) for selector in self.key]
+        return Charge(self.limit, counter_key(self.key_prefix, parts), self.cost)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -108,4 +108,7 @@ class ConstantSelector:
         return self.value
 
 
+SELECTORS_OF_REQUEST = (HeaderSelector, AddressSelector, PathParameterSelector)
+"""Those whose value is not settled by the principal alone."""
+
 Selector: TypeAlias = ClaimSelector | HeaderSelector | AddressSelector | PathParameterSelector | ConstantSelector

@@ -11,9 +11,9 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.context import RequestContext
+from sidecar.core.context import NO_REQUEST, RequestContext
 from sidecar.core.decision import NO_PARAMETERS, REASONS, Decision, DenyReason
-from sidecar.core.selectors import ClaimSelector, ConstantSelector
+from sidecar.core.selectors import SELECTORS_OF_REQUEST
 from sidecar.envoy import fields, wire
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROBLEM_BYTES_MAX = 1024
 """A denial's body: Envoy may be told to truncate bodies, and a truncated one is no JSON."""
 
-PRINCIPALS_MAX = 1024
+PRINCIPALS_MAX = 10_000
 """How many pairs of a rule and a principal have their part of an answer kept; about 1 KiB each and the principal."""
 
 _OK_STATUS = b"\x0a\x00"  # CheckResponse.status, present, with code 0
@@ -49,10 +49,6 @@ _SUBJECT, _ISSUER, _CLIENT, _SCOPE, _RULE, _REASON, _GENERATION, _LIMITS = map(
     wire.struct_key, ("subject", "issuer", "client", "scope", "rule", "reason", "generation", "limits")
 )
 _NAME, _REMAINING, _RESET, _ALLOWED = map(wire.struct_key, ("name", "remaining", "reset_seconds", "allowed"))
-
-
-_SELECTORS_OF_PRINCIPAL = (ClaimSelector, ConstantSelector)
-"""They look at nothing of the request."""
 
 
 class Answers:
@@ -157,8 +153,8 @@ class _RuleParts:
         self.identity = names.union(rule.identity_headers)
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
         upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
-        self.of_principal = tuple(it for it in upstream if isinstance(it.selector, _SELECTORS_OF_PRINCIPAL))
-        self.of_request = tuple(it for it in upstream if not isinstance(it.selector, _SELECTORS_OF_PRINCIPAL))
+        self.of_principal = tuple(it for it in upstream if not isinstance(it.selector, SELECTORS_OF_REQUEST))
+        self.of_request = tuple(it for it in upstream if isinstance(it.selector, SELECTORS_OF_REQUEST))
         self.limits = _LimitsParts([binding.limit for binding in rule.limits])
         name = wire.struct_string(_RULE, rule.name.encode("utf-8", "replace"))
         self.metadata = name + wire.struct_number(_GENERATION, generation)
@@ -202,11 +198,8 @@ def _of_principal(parts: _RuleParts, principal: Principal | None) -> tuple[bytes
     ok = parts.removals
     metadata = parts.metadata if principal is None else _principal_metadata(principal) + parts.metadata
     for header in parts.of_principal:
-        ok += _upstream_option(header, header.selector.select(_NO_REQUEST, principal, NO_PARAMETERS))
+        ok += _upstream_option(header, header.selector.select(NO_REQUEST, principal, NO_PARAMETERS))
     return ok, metadata
-
-
-_NO_REQUEST = RequestContext(request_id="", method="", host="", path="")
 
 
 def _upstream_option(header: _UpstreamHeader, text: str | None) -> bytes:
