@@ -127,6 +127,12 @@ Matched: TypeAlias = "tuple[Rule, PathParameters]"
 """The rule that applies, and what its template's parameters stand for."""
 
 
+MATCHES_KEPT_MAX = 4096
+PATH_CHARS_KEPT_MAX = 256
+"""What was found for a host, path and method is kept, while no rule looks at headers: 0.2 us instead of 1.2. When
+there are too many all are forgotten; longer paths, of which there are endlessly many, are not kept."""
+
+
 class RuleConflict(ValueError):  # noqa: N818 - it is a fault in a policy, named as its users know it
     """Two rules that would apply to the same requests with equal right, by name."""
 
@@ -294,13 +300,15 @@ class RuleTable:
         RuleConflict: Two rules match the same requests with equal right.
     """
 
-    __slots__ = ("_any_host", "_hosts", "_suffixes", "rules")
+    __slots__ = ("_any_host", "_found", "_headers_matter", "_hosts", "_suffixes", "rules")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
         self._hosts: dict[str, _PathTree] = {}
         self._suffixes: dict[str, _PathTree] = {}
         self._any_host = _PathTree()
+        self._headers_matter = any(rule.match.headers for rule in self.rules)
+        self._found: dict[tuple[str, str, str], Matched | None] = {}
         for rule in self.rules:
             self._tree(rule.match.host).add(rule)
 
@@ -320,6 +328,18 @@ class RuleTable:
             method: As on the wire.
             headers: By lower-case name.
         """
+        if self._headers_matter or len(path) > PATH_CHARS_KEPT_MAX:
+            return self._search(host, path, method, headers)
+        key = (host, path, method)
+        if key in self._found:
+            return self._found[key]
+        found = self._search(host, path, method, headers)
+        if len(self._found) >= MATCHES_KEPT_MAX:
+            self._found.clear()
+        self._found[key] = found
+        return found
+
+    def _search(self, host: str, path: str, method: str, headers: Mapping[str, str]) -> Matched | None:
         tree = self._hosts.get(host)
         if tree is not None:
             found = tree.find(path, method, headers)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.rules import (
     HEADER_VARIANTS_MAX,
+    PATH_CHARS_KEPT_MAX,
     PATH_SEGMENTS_MAX,
     ExactPath,
     HeaderMatch,
@@ -208,3 +209,25 @@ def test_tree_agrees_with_the_naive_reading(patterns: list[PathPattern], segment
     ranked = [(rank(r.match.path, path), r.name) for r in rules]
     best = min(((ranks, name) for ranks, name in ranked if ranks is not None), default=(None, None))
     assert matched(table, path) == best[1]
+
+
+def test_what_was_found_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept match is the one that a search finds; N are kept, the N+1st begins anew; long paths never are."""
+    monkeypatch.setattr("sidecar.core.rules.MATCHES_KEPT_MAX", 3)
+    table = RuleTable([rule("user", TemplatePath("/users/{id}")), rule("all", PrefixPath("/"))])
+    for n in range(3):
+        first = table.match("h", f"/users/{n}", "GET", {})
+        assert first is not None
+        assert dict(first[1]) == {"id": str(n)}
+        assert table.match("h", f"/users/{n}", "GET", {}) is first
+    assert len(table._found) == 3
+    assert matched(table, "/") == "all"
+    assert len(table._found) == 1
+    assert matched(table, "/" + "a" * PATH_CHARS_KEPT_MAX) == "all"
+    assert len(table._found) == 1
+
+
+def test_header_conditions_are_asked_every_time() -> None:
+    """Nothing is kept where headers decide."""
+    table = RuleTable([rule("plain", ExactPath("/a")), rule("one", ExactPath("/a"), x_a="1")])
+    assert [matched(table, "/a"), matched(table, "/a", x_a="1"), matched(table, "/a")] == ["plain", "one", "plain"]
