@@ -38,7 +38,6 @@ def _request(**fields):
         "method": "GET",
         "host": "api.example.com",
         "path": "/orders/1",
-        "query": "secret=hunter2",
         "headers": {"authorization": "Bearer hunter2", "x-secret": "hunter2"},
         "source_address": "10.0.0.9",
     }
