@@ -31,7 +31,7 @@ for i, key in ipairs(KEYS) do
     counters[key] = counter
   end
   counter.asked = counter.asked + cost
-  local fits = requests > 0 and algorithm.used(counter) + counter.asked <= requests
+  local fits = algorithm.used(counter) + counter.asked <= requests
   allowed = allowed and fits
   charges[i] = {
     algorithm = algorithm, counter = counter, requests = requests, cost = cost, asked = counter.asked,

@@ -210,7 +210,7 @@ def _judge(
     if counter is None:
         counter = counters[key] = window.read(load(key), now_us, limit.window_us)
     counter.asked += charge.cost
-    fits = limit.requests > 0 and window.used(counter) + counter.asked <= limit.requests
+    fits = window.used(counter) + counter.asked <= limit.requests
     return _Judged(charge, key, counter, fits, counter.asked)
 
 

@@ -78,7 +78,7 @@ def test_same_key_is_summed() -> None:
 
 
 def test_cost_zero_looks_only() -> None:
-    """A peek passes up to and including the full limit, changes nothing, and never passes a limit of 0."""
+    """A peek passes up to and including the full limit, changes nothing, and is judged by what was counted alone."""
     counting, limit = Counting(), limit_of(1)
     assert counting.takes(limit, 0)
     assert counting.states == {}
@@ -86,6 +86,8 @@ def test_cost_zero_looks_only() -> None:
     assert counting.takes(limit, 0)
     assert not counting.takes(limit)
     assert not counting.takes(limit_of(0), 0)
+    assert Counting().takes(limit_of(0), 0)
+    assert not Counting().takes(limit_of(0))
 
 
 def test_changed_window_or_algorithm_counts_afresh() -> None:
