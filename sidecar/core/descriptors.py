@@ -305,7 +305,8 @@ class Domain:
 
     Attributes:
         name: As requests name it.
-        key_label: The readable part of its counter keys: `rl:<name, with what is not a letter, digit, . or - as _>:`.
+        key_label: The readable part of its counter keys: `rl/<name>:`, where what is not a letter, digit, `.`
+            or `-` reads `_`. No limit of a policy can have a name with a slash, so the two never share a counter.
         limits: All limits of the tree, in the files' order.
         override_stats: What limits given in requests have counted, together.
     """
@@ -314,7 +315,7 @@ class Domain:
 
     def __init__(self, name: str, descriptors: Sequence[DescriptorRule]) -> None:
         self.name = name
-        self.key_label = b"rl:%b:" % re.sub(r"[^A-Za-z0-9.-]", "_", name)[:DOMAIN_LABEL_CHARS_MAX].encode("ascii")
+        self.key_label = b"rl/%b:" % re.sub(r"[^A-Za-z0-9.-]", "_", name)[:DOMAIN_LABEL_CHARS_MAX].encode("ascii")
         self.limits: list[DescriptorLimit] = []
         self.override_stats = LimitStats(name, OVERRIDE)
         self._overrides: dict[tuple[int, Unit, int], DescriptorLimit] = {}

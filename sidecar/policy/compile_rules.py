@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 CONFLICTS_MAX = 32
 """Each one found costs a table of its own; a policy with more of them is wrong as a whole."""
 
-_TAGS = {Algorithm.SLIDING_WINDOW: "sw", Algorithm.FIXED_WINDOW: "fw"}
-
 
 def compile_limits(validated: Validated) -> Mapping[str, LimitBinding]:
     """Limits by name, each as every rule uses it; what is wrong is added to the faults."""
@@ -66,7 +64,7 @@ def compile_limits(validated: Validated) -> Mapping[str, LimitBinding]:
         bindings[name] = LimitBinding(
             limit=Limit(name=name, requests=requests, window_us=window_us, algorithm=algorithm),
             key=tuple(compile_selector(selector) for selector in selectors),
-            key_prefix=f"{prefix}:{name}:{_TAGS[algorithm]}{render_duration(window_us)}:".encode("ascii"),
+            key_prefix=f"{prefix}:{name}:".encode("ascii"),
             on_failure=OnFailure(section.on_redis_failure or document.on_redis_failure),
         )
     return bindings

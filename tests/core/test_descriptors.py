@@ -227,7 +227,7 @@ def test_counter_keys_tell_domains_and_windows_apart():
             override = domain.override(1, unit)
             keys.add(Charge(override.limit, domain.counter_key(b"p:", override, pair)).storage_key)
     assert len(keys) == 4
-    assert all(each.startswith(b"p:rl:a_b:") for each in keys)
+    assert all(each.startswith(b"p:rl/a_b:") for each in keys)
 
 
 def test_compiled_overrides_are_bounded():
@@ -245,7 +245,7 @@ def test_compiled_overrides_are_bounded():
 @pytest.mark.parametrize(("chars", "shown"), [(64, 64), (65, 64)])
 def test_the_readable_part_of_a_key_is_bounded(chars, shown):
     """A domain's name is shown up to 64 characters."""
-    assert Domain("x" * chars, []).key_label == b"rl:" + b"x" * shown + b":"
+    assert Domain("x" * chars, []).key_label == b"rl/" + b"x" * shown + b":"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.authz import AllOf, AnyOf, RoleCondition, ScopeCondition
 from sidecar.core.issuer import ALGORITHMS, JwksFile, JwksUrl, OidcDiscovery
-from sidecar.core.limits import Algorithm, OnFailure
+from sidecar.core.limits import Algorithm, Charge, OnFailure
 from sidecar.core.rules import ExactPath, HeaderMatch, TemplatePath
 from sidecar.core.selectors import (
     AddressSelector,
@@ -32,8 +32,8 @@ GOOD = Path(__file__).parent / "good"
 
 
 @pytest.fixture(scope="module")
-def full():
-    return load(GOOD / "full" / "sidecar.yaml", 3)
+def full(full_directory):
+    return load(full_directory / "sidecar.yaml", 3)
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def rule_named(compiled, name):
     return next(rule for rule in compiled.policy.rules.rules if rule.name == name)
 
 
-def test_settings_are_what_the_file_says(full):
+def test_settings_are_what_the_file_says(full, full_directory):
     """Durations become seconds, addresses are parsed, and files are found beside the policy."""
-    settings, directory = full.settings, GOOD / "full"
+    settings, directory = full.settings, full_directory
     tcp = (TcpAddress("127.0.0.1", 9090), TcpAddress("::1", 9090))
     assert settings.listen == (*tcp, UnixAddress("/run/sidecar/sidecar.sock"))
     assert (settings.engine, settings.workers, settings.check_timeout_s) == ("http2", 2, 0.1)
@@ -79,7 +79,7 @@ def test_redis_settings_hold_the_password_and_never_show_it(full):
     assert "limiter-password" not in repr(full.settings)
 
 
-def test_issuers_are_what_the_file_says(full):
+def test_issuers_are_what_the_file_says(full, full_directory):
     """By `iss`; claims are paths, media types lose their prefix, keys come from one of three sources."""
     main = full.policy.issuers["https://issuer.example"]
     assert main.keys == OidcDiscovery("https://issuer.example")
@@ -88,7 +88,7 @@ def test_issuers_are_what_the_file_says(full):
     assert (main.scope_claim, main.roles_claim) == (("scp",), ("realm_access", "roles"))
     assert (main.fetch_timeout_s, main.token_bytes_max, main.require_expiry) == (2.5, 4096, False)
     from_file = full.policy.issuers["not-a-url"]
-    assert from_file.keys == JwksFile(str(GOOD / "full" / "keys/jwks.json"))
+    assert from_file.keys == JwksFile(str(full_directory / "keys/jwks.json"))
     assert from_file.roles_claim == ("https://issuer.example/roles", "names")
     assert (from_file.audiences, from_file.required) == (frozenset(), False)
     assert isinstance(full.policy.issuers["test"].keys, JwksUrl)
@@ -128,7 +128,7 @@ def test_identity_headers_are_those_of_every_rule_with_their_twins(full):
 
 
 def test_limits_are_bound_to_prefixed_counters(full):
-    """The prefix names limit, algorithm and window, so that a change of these starts counters of its own."""
+    """The prefix is the policy's and the limit's name."""
     per_user, per_order = rule_named(full, "read-order").limits
     assert per_user.key == (
         ClaimSelector(("sub",)),
@@ -137,9 +137,9 @@ def test_limits_are_bound_to_prefixed_counters(full):
         ConstantSelector("x"),
     )
     assert (per_user.limit.requests, per_user.limit.window_us) == (100, 60_000_000)
-    assert (per_user.key_prefix, per_user.on_failure) == (b"shop:per-user:sw1m:", OnFailure.LOCAL)
+    assert (per_user.key_prefix, per_user.on_failure) == (b"shop:per-user:", OnFailure.LOCAL)
     assert per_order.limit.algorithm is Algorithm.FIXED_WINDOW
-    assert (per_order.key_prefix, per_order.on_failure) == (b"shop:per-order:fw1s500ms:", OnFailure.ERROR)
+    assert (per_order.key_prefix, per_order.on_failure) == (b"shop:per-order:", OnFailure.ERROR)
 
 
 def test_a_limit_has_the_same_counters_wherever_it_is_named():
@@ -159,10 +159,13 @@ redis: {url: embedded}
 limits: {l: {rate: 9/second, key: {constant: x}}}
 rules: [{name: a, match: {path: {exact: /}}, anonymous: true, limits: [l]}]
 """
-    first, second = (rule_named(written(t), "a").limits[0].key_prefix for t in (text, text.replace(before, after)))
-    assert first != second
-    more = rule_named(written(text.replace("9/second", "10/second")), "a").limits[0].key_prefix
-    assert more == first
+
+    def storage_key(changed):
+        binding = rule_named(written(changed), "a").limits[0]
+        return Charge(binding.limit, binding.key_prefix + b"hash").storage_key
+
+    assert storage_key(text) != storage_key(text.replace(before, after))
+    assert storage_key(text) == storage_key(text.replace("9/second", "10/second")) == b"sidecar:l:hash:s1000000"
 
 
 def test_an_empty_policy_listens_and_denies():

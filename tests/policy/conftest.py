@@ -1,0 +1,31 @@
+"""The policy that says everything, beside TLS files that work: keys have no place among the sources."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.fault_proxy import make_certificates
+
+GOOD = Path(__file__).parent / "good"
+
+
+@pytest.fixture(scope="session")
+def full_directory(tmp_path_factory):
+    """A copy of good/full with fresh certificates in `tls`."""
+    directory = tmp_path_factory.mktemp("policy") / "full"
+    shutil.copytree(GOOD / "full", directory)
+    (directory / "tls").mkdir()
+    made = make_certificates(directory / "tls")
+    for source, names in (
+        (made.ca, ("clients.pem", "redis-ca.pem", "issuer-ca.pem")),
+        (made.server, ("server.crt",)),
+        (made.server_key, ("server.key",)),
+        (made.client, ("redis.crt",)),
+        (made.client_key, ("redis.key",)),
+    ):
+        for name in names:
+            shutil.copy(source, directory / "tls" / name)
+    return directory
