@@ -10,6 +10,7 @@ from sidecar.core.limits import US_PER_S
 from sidecar.policy import durations
 from sidecar.policy.faults import Wrong
 from sidecar.policy.fields import is_loopback, parse_http_url
+from sidecar.policy.tls_files import check_authorities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +43,8 @@ def _compile(validated: Validated, files: Files, where: PathParts, name: str, is
     if not issuer.require_audience and issuer.audiences:
         accepted = "audiences, or require_audience: false"
         validated.fault((*where, "require_audience"), "audiences are listed but not required", accepted)
+    ca_file = files.optional((*where, "ca_file"), issuer.ca_file)
+    check_authorities(validated, (*where, "ca_file"), ca_file)
     return IssuerPolicy(
         name=name,
         issuer=issuer.issuer,
@@ -57,7 +60,7 @@ def _compile(validated: Validated, files: Files, where: PathParts, name: str, is
         roles_claim=claim_path(issuer.roles_claim),
         token_bytes_max=issuer.token_bytes_max,
         insecure_http=issuer.insecure_http,
-        ca_file=files.optional((*where, "ca_file"), issuer.ca_file),
+        ca_file=ca_file,
         allow_missing_kid=issuer.allow_missing_kid,
         refresh_s=_whole_seconds(issuer.refresh),
         fetch_timeout_s=durations.parse(issuer.fetch_timeout) / US_PER_S,

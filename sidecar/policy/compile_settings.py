@@ -8,6 +8,7 @@ from sidecar.core.limits import US_PER_S
 from sidecar.policy import durations
 from sidecar.policy.fields import parse_address, parse_redis_url
 from sidecar.policy.settings import RedisSettings, RedisTlsFiles, Settings
+from sidecar.policy.tls_files import check_authorities, check_key_pair
 from sidecar.transport.service import Address, ServerLimits, TlsFiles, UnixAddress
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
     server, redis, ratelimit = document.server, document.redis, document.ratelimit
     audit = document.audit.destination
     if redis is not None and durations.parse(redis.timeout) >= durations.parse(server.check_timeout):
-        message = f"{redis.timeout} is not shorter than server.check_timeout ({server.check_timeout})"
+        written = "" if "timeout" in redis.model_fields_set else "the default "
+        message = f"{written}{redis.timeout} is not shorter than server.check_timeout ({server.check_timeout})"
         validated.fault(("redis", "timeout"), message, "a shorter time, so that on_redis_failure can apply")
     if not validated.has("redis") and (ratelimit is not None or any(rule.limits for rule in document.rules)):
         validated.fault(("redis",), "the section is missing: limits are counted in Redis", "redis: {url: embedded}")
@@ -38,7 +40,7 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
         engine=server.engine,
         workers=server.workers,
         check_timeout_s=seconds(server.check_timeout),
-        tls=_server_tls(files, server),
+        tls=_server_tls(validated, files, server),
         limits=server_limits(server.limits),
         drain_grace_s=seconds(server.drain_grace),
         admin=parse_address(document.admin.listen),
@@ -72,15 +74,18 @@ def _listen(validated: Validated, server: ServerSection) -> tuple[Address, ...]:
     return tuple(parse_address(text) for text in texts)
 
 
-def _server_tls(files: Files, server: ServerSection) -> TlsFiles | None:
+def _server_tls(validated: Validated, files: Files, server: ServerSection) -> TlsFiles | None:
     if server.tls is None:
         return None
     where = ("server", "tls")
-    return TlsFiles(
+    found = TlsFiles(
         certificate=files.readable((*where, "certificate"), server.tls.certificate),
         key=files.readable((*where, "key"), server.tls.key),
         client_ca=files.optional((*where, "client_ca"), server.tls.client_ca),
     )
+    check_key_pair(validated, where, found.certificate, found.key)
+    check_authorities(validated, (*where, "client_ca"), found.client_ca)
+    return found
 
 
 def _redis(validated: Validated, files: Files, redis: RedisSection) -> RedisSettings:
@@ -109,9 +114,12 @@ def _redis_tls(validated: Validated, files: Files, tls: RedisTls | None) -> Redi
     where = ("redis", "tls")
     if (tls.certificate is None) != (tls.key is None):
         validated.fault(where, "certificate and key are not given together", "both, or neither")
-    return RedisTlsFiles(
+    found = RedisTlsFiles(
         ca=files.optional((*where, "ca"), tls.ca),
         certificate=files.optional((*where, "certificate"), tls.certificate),
         key=files.optional((*where, "key"), tls.key),
         server_name=tls.server_name,
     )
+    check_authorities(validated, (*where, "ca"), found.ca)
+    check_key_pair(validated, where, found.certificate, found.key)
+    return found

@@ -93,7 +93,7 @@ class ServerSection(Model):
         examples=["http2"],
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the addresses.", examples=[2])
-    check_timeout: Annotated[Duration, Between("1ms", "10s")] = Field(
+    check_timeout: Annotated[Duration, Between("10ms", "10s")] = Field(
         "150ms",
         description="A Check is answered within this time, whatever hangs; keep it below Envoy's timeout (200ms).",
         examples=["150ms"],

@@ -14,8 +14,7 @@ from sidecar.policy.yaml import read
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "bad").glob("*.yaml"))
-GOOD = sorted((HERE / "good").glob("**/*.yaml"))
-POLICIES = [path for path in GOOD if path.parent.name != "ratelimit"] + [HERE / "../../deploy/sidecar.example.yaml"]
+POLICIES = [*(HERE / "good").glob("*.yaml"), HERE / "../../deploy/sidecar.example.yaml"]
 
 BEYOND_THE_SCHEMA = frozenset((HERE / "beyond_the_schema.txt").read_text().split())
 """The bad files whose fault no schema can know: the world, two places together, arithmetic, how paths are read."""
@@ -93,6 +92,15 @@ def test_faults_of_rate_limit_files_are_reported_with_the_policys_own(tmp_path):
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
 def test_good_files_load_and_the_schema_accepts_them(path, validator):
     """What loads is never marked as wrong by an editor."""
+    assert_accepted(path, validator)
+
+
+def test_a_policy_that_says_everything_loads(full_directory, validator):
+    """Every section, with files of keys and certificates beside it."""
+    assert_accepted(full_directory / "sidecar.yaml", validator)
+
+
+def assert_accepted(path, validator):
     assert load(path, 7).policy.generation == 7
     assert not list(validator.iter_errors(read(path).root))
 
