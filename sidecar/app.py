@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sidecar.core.audit import DecisionEvent
+    from sidecar.hang_up import EarlyHangUps
     from sidecar.policy.settings import RedisTlsFiles, Settings
     from sidecar.transport.grpcio import GrpcioServer
     from sidecar.transport.http2 import Http2Server
@@ -57,8 +58,16 @@ HEALTH_NAMES = ("", "envoy.service.auth.v3.Authorization", "envoy.service.rateli
 _log = get_log("app")
 
 
-def run(config: Path) -> int:
+RELOADS_MAX = 2
+"""One under way, and one that reads what has changed since: a third would read nothing that the second does not."""
+
+
+def run(config: Path, hang_ups: EarlyHangUps) -> int:
     """Serve a policy until told to stop; returns the exit status.
+
+    Args:
+        config: The policy file.
+        hang_ups: Notes a SIGHUP that comes before serving has begun.
 
     Raises:
         PolicyError: The policy is refused.
@@ -70,7 +79,7 @@ def run(config: Path) -> int:
     known = signatures([str(config)])
     document = load(config, 1)
     settings = document.settings
-    configure_log(settings.log_level)
+    configure_log(settings.log_level, worker=role.index if role is not None else None)
     with ExitStack() as stack:
         try:
             redis_socket = role.redis_socket if role is not None else _embedded_redis(settings, stack)
@@ -79,7 +88,7 @@ def run(config: Path) -> int:
             return 1
         if settings.workers > 1 and role is None:
             return uvloop.run(_supervise(config, settings, redis_socket))
-        uvloop.run(App(config, document, known, redis_socket, role).serve())
+        uvloop.run(App(config, document, known, hang_ups, redis_socket, role).serve())
     return 0
 
 
@@ -117,6 +126,7 @@ class App:
         config: The policy file, read again at each reload.
         document: What it held at start.
         known: The file's signature from before it was read.
+        hang_ups: Notes a SIGHUP that comes before this process handles it.
         redis_socket: Where the embedded Valkey listens, "" without one.
         role: What this process is to its supervisor; None: it is the only one.
     """
@@ -126,6 +136,7 @@ class App:
         config: Path,
         document: CompiledDocument,
         known: Mapping[str, Signature],
+        hang_ups: EarlyHangUps,
         redis_socket: str,
         role: WorkerRole | None,
     ) -> None:
@@ -142,6 +153,8 @@ class App:
         self.server: Server
         self._config = config
         self._known = known
+        self._hang_ups = hang_ups
+        self._reloads = set[asyncio.Task[bool]]()
         self._redis_socket = redis_socket
         self._role = role
         self._serving = False
@@ -194,6 +207,8 @@ class App:
         watcher.start()
         stack.push_async_callback(watcher.close)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self._hang_ups.seen:
+            self._hang_up()
         self._serving = True
         self._tell_health()
         gc.collect()
@@ -277,13 +292,21 @@ class App:
         """SIGHUP: the policy may have changed, and the audit file may have been rotated."""
         if self.audit is not None:
             self.audit.reopen()
-        self._reload = asyncio.ensure_future(self.holder.reload())
+        if len(self._reloads) < RELOADS_MAX:
+            reload = asyncio.get_running_loop().create_task(self.holder.reload())
+            self._reloads.add(reload)
+            reload.add_done_callback(self._reloaded)
+
+    def _reloaded(self, reload: asyncio.Task[bool]) -> None:
+        self._reloads.discard(reload)
+        if not reload.cancelled() and (bug := reload.exception()) is not None:
+            _log.error("reload_failed", exc_info=bug)
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         self.jwks.replace(document.policy.issuers.values())
         self.metrics.decisions.keep_rules([rule.name for rule in document.policy.rules.rules])
         self.metrics.ratelimit.keep_domains(document.policy.ratelimit.domains)
-        configure_log(document.settings.log_level)
+        configure_log(document.settings.log_level, worker=self._role.index if self._role is not None else None)
         if self.audit is not None:
             self.audit.claims = document.policy.audit_claims
 

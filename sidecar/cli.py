@@ -68,9 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from sidecar.app import run  # noqa: PLC0415 - see the module's head
+    from sidecar.hang_up import remembered  # noqa: PLC0415 - see the module's head
 
-    return run(arguments.config)
+    with remembered() as hang_ups:  # before the imports: they take a while
+        from sidecar.app import run  # noqa: PLC0415
+
+        return run(arguments.config, hang_ups)
 
 
 def _check(arguments: argparse.Namespace) -> int:

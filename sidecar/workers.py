@@ -116,6 +116,8 @@ def end_with_parent(role: WorkerRole) -> None:
 class _Worker:
     view: WorkerView
     process: asyncio.subprocess.Process | None = None
+    hang_up_due: bool = False
+    """A SIGHUP came while it was starting: it gets one once it runs, since it may have read the old files."""
 
 
 class Supervisor:
@@ -166,8 +168,8 @@ class Supervisor:
         with self._directory, contextlib.closing(self._sockets):
             self._sockets.bind(self._listen)
             bound = await self._admin.start(self._admin_address)
-            _log.info("supervising", workers=len(self._workers), admin=str(bound))
             self._handle_signals()
+            _log.info("supervising", workers=len(self._workers), admin=str(bound))
             try:
                 statuses = await asyncio.gather(*map(self._supervise, self._workers))
             finally:
@@ -183,12 +185,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._forward, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
-    def _forward(self, number: signal.Signals) -> None:
+    def _hang_up(self) -> None:
         for worker in self._workers:
             if worker.process is not None and worker.view.state == "running":
-                _signal(worker.process, number)
+                _signal(worker.process, signal.SIGHUP)
+            else:
+                worker.hang_up_due = True
 
     async def _supervise(self, worker: _Worker) -> int:
         """Keep one worker running until the end; returns its last exit status."""
@@ -236,7 +240,7 @@ class Supervisor:
             return NOT_SPAWNED
         worker.process = process
         ended = asyncio.ensure_future(process.wait())
-        started = asyncio.ensure_future(self._mark_started(worker.view))
+        started = asyncio.ensure_future(self._mark_started(worker, process))
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -250,7 +254,8 @@ class Supervisor:
             stopping.cancel()
             worker.process = None
 
-    async def _mark_started(self, view: WorkerView) -> None:
+    async def _mark_started(self, worker: _Worker, process: asyncio.subprocess.Process) -> None:
+        view = worker.view
         while True:
             with contextlib.suppress(WorkerSilentError):
                 await get(view.socket_path, "/livez")
@@ -259,6 +264,9 @@ class Supervisor:
         view.state = "running"
         self._once_running = True
         _log.info("worker_running", worker=view.index)
+        if worker.hang_up_due:
+            worker.hang_up_due = False
+            _signal(process, signal.SIGHUP)
 
     async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> int:
         _signal(process, signal.SIGTERM)

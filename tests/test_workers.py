@@ -221,6 +221,16 @@ def test_hangup_reaches_every_worker(start):
     assert parent.stop() == 0
 
 
+def test_a_hangup_while_workers_start_reaches_them_later(start):
+    """A worker that may have read the old files is told as soon as it can be."""
+    parent = start()
+    _until(lambda: parent.events("supervising"), "the parent's handlers")
+    parent.process.send_signal(signal.SIGHUP)
+    parent.wait_running()
+    _until(lambda: parent.metric("sidecar_policy_reloads_total") == {None: 1}, "a reload")
+    assert parent.stop() == 0
+
+
 def test_unix_socket_is_shared(start):
     """All workers accept from the Unix socket that the parent bound; it is removed at the end."""
     with tempfile.TemporaryDirectory() as directory:

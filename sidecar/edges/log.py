@@ -52,11 +52,16 @@ def get_log(component: str) -> FilteringBoundLogger:
 
 
 def configure_log(
-    level: str = "info", *, sink: LogSink | None = None, clock: Callable[[], float] = time.monotonic
+    level: str = "info",
+    *,
+    worker: int | None = None,
+    sink: LogSink | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Send everything logged from `level` up to `sink` (stderr), the standard library's warnings and errors included.
 
-    May be called again: the last call decides.
+    May be called again: the last call decides. `worker` is this process's index, and on every line, where there are
+    several.
     """
     sink = STDERR if sink is None else sink
     structlog.configure(
@@ -66,6 +71,7 @@ def configure_log(
             _RepeatBound(clock),
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.format_exc_info,
+            *([_Worker(worker)] if worker is not None else []),
             _masked,
             _rendered,
         ],
@@ -128,6 +134,16 @@ class _LevelFilter:
         if LEVELS.get(method, 50) < self._least:
             raise structlog.DropEvent
         return event
+
+
+class _Worker:
+    """Puts the worker's index before an event's own fields, so that lines that are cut keep it."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {"worker": self._index, **event}
 
 
 @dataclass(slots=True)

@@ -88,6 +88,18 @@ def test_level_follows_the_policy(log):
     assert [line["event"] for line in log.lines()] == ["b", "d", "e"]
 
 
+def test_lines_name_the_worker_where_there_are_several(log):
+    """Its index is on every line, also on one that is cut; there is none in a single process."""
+    get_log("x").info("alone")
+    configure_log("info", worker=3, sink=log.sink, clock=lambda: log.now)
+    get_log("x").info("one")
+    logging.getLogger("asyncio").warning("a library's")
+    get_log("x").info("cut", **{f"field{number}": "x" * FIELD_CHARACTERS_MAX for number in range(10)})
+    alone, *lines = log.lines()
+    assert "worker" not in alone
+    assert [str(line["worker"]) for line in lines] == ["3", "3", "3"]
+
+
 @pytest.mark.parametrize(
     ("fields", "leak"),
     [
