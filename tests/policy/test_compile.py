@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from sidecar.core.authz import AllOf, AnyOf, RoleCondition, ScopeCondition
+from sidecar.core.descriptors import Domain
 from sidecar.core.issuer import ALGORITHMS, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.limits import Algorithm, Charge, OnFailure
 from sidecar.core.rules import ExactPath, HeaderMatch, TemplatePath
@@ -24,6 +26,7 @@ from sidecar.policy.compile_rules import challenge, identity_headers
 from sidecar.policy.compile_settings import server_limits
 from sidecar.policy.document import LIMITS_PER_RULE_MAX, Issuer
 from sidecar.policy.faults import PolicyError
+from sidecar.policy.fields import NAME_PATTERN
 from sidecar.policy.files import SECRET_BYTES_MAX
 from sidecar.policy.sections import TransportLimits
 from sidecar.transport.service import ServerLimits, TcpAddress, UnixAddress
@@ -166,6 +169,14 @@ rules: [{name: a, match: {path: {exact: /}}, anonymous: true, limits: [l]}]
 
     assert storage_key(text) != storage_key(text.replace(before, after))
     assert storage_key(text) == storage_key(text.replace("9/second", "10/second")) == b"sidecar:l:hash:s1000000"
+
+
+@pytest.mark.parametrize("domain", ["shop", "", "a:b/c", "rl"])
+def test_no_limit_can_have_the_name_that_a_rate_limit_domain_counts_under(domain):
+    """The part of a domain's counter keys that stands where a limit's name stands is no name."""
+    label = Domain(domain, []).key_label.decode()
+    assert label.count(":") == 1
+    assert re.fullmatch(NAME_PATTERN, label.removesuffix(":")) is None
 
 
 def test_an_empty_policy_listens_and_denies():
