@@ -1,7 +1,7 @@
 """What is kept about one decision: the event that metrics and audit are both fed from, and the record written of it.
 
 A record says who asked, for what, which rule decided and why. It holds no token, no header, no query string and no
-claim that the policy does not name.
+claim that the policy does not name; of host and path no user information and nothing that looks like a credential.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from sidecar.core.context import NO_REQUEST, RequestContext
 from sidecar.core.limits import US_PER_S
 from sidecar.core.principal import Principal
+from sidecar.core.redaction import shown_host, shown_path
 from sidecar.core.selectors import claim_text
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def audit_record(event: DecisionEvent, claim_names: Sequence[str] = ()) -> Audit
         "subject": principal.subject[:TEXT_CHARACTERS_MAX],
         "client": principal.client[:TEXT_CHARACTERS_MAX],
         "method": request.method[:TEXT_CHARACTERS_MAX],
-        "host": request.host[:TEXT_CHARACTERS_MAX],
-        "path": request.path[:TEXT_CHARACTERS_MAX],
+        "host": shown_host(request.host, TEXT_CHARACTERS_MAX),
+        "path": shown_path(request.path, TEXT_CHARACTERS_MAX),
         "source_address": request.source_address[:TEXT_CHARACTERS_MAX],
         "limits": [
             {"name": outcome.limit.name, "allowed": outcome.allowed, "remaining": outcome.remaining}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sidecar.core.audit import AuditRecord, DecisionEvent, audit_record
+from sidecar.core.redaction import escaped_json
 from sidecar.edges.block_writer import QUEUE_BYTES_MAX, BlockWriter
 from sidecar.edges.log import get_log
 
@@ -113,6 +114,7 @@ class AuditSink:
             lines = self._encoder.encode_lines(records)
         except UnicodeEncodeError:
             lines = self._encoder.encode_lines([_encodable(record) for record in records])
+        lines = escaped_json(lines)
         self._encoded.append(lines)
         self._encoded_bytes += len(lines)
         self._encoded_events += len(events)

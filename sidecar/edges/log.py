@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import select
 import threading
 import time
@@ -20,6 +19,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from sidecar.core.redaction import escaped_json, masked_text
 from sidecar.core.secret import MASK, Secret
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ REPEAT_KEYS_MAX: Final = 512
 
 _HEAD: Final = ("ts", "level", "component", "event")
 _SECRET_FIELDS: Final = frozenset({"authorization", "token", "password", "secret", "cookie", "client_secret"})
-_JWT: Final = re.compile(r"\beyJ[\w-]{4,}\.[\w-]+(?:\.[\w-]*)?")
-_BEARER: Final = re.compile(r"(?i)\b(bearer|basic|dpop)\s+[\w.~+/=-]{6,}")
-_URL_PASSWORD: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 
 
 def get_log(component: str) -> FilteringBoundLogger:
@@ -177,13 +174,6 @@ class _RepeatBound:
         return event
 
 
-def masked_text(text: str) -> str:
-    """The text without anything that looks like a token, a credential or a URL's password."""
-    text = _JWT.sub(MASK, text)
-    text = _BEARER.sub(lambda match: f"{match[1]} {MASK}", text)
-    return _URL_PASSWORD.sub(lambda match: f"{match[1]}{MASK}@", text)
-
-
 def _masked(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     return {name: MASK if name in _SECRET_FIELDS else _masked_value(value) for name, value in event.items()}
 
@@ -223,4 +213,4 @@ def _rendered(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> by
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(event) + b"\n"
+    return escaped_json(msgspec.json.encode(event)) + b"\n"

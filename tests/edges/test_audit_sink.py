@@ -135,6 +135,20 @@ async def test_control_characters_and_lone_surrogates_stay_on_one_line(tmp_path)
     assert (second["path"], second["claims"]) == ("/\\ud800", {"odd": "\\ud800"})
 
 
+async def test_no_credential_and_nothing_deceptive_is_recorded(tmp_path):
+    """User information is cut, tokens are masked, and what could make a terminal show another line is escaped."""
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl"
+    sink = await _sink(tmp_path / "audit")
+    sink.put(_event(host=f"ann:hunter2@{token}.example", path=f"/t/{token}/\u202e\x7f\x85\u2028"))
+    await sink.close(5)
+    written = (tmp_path / "audit").read_text()
+    assert "hunter2" not in written
+    assert "eyJ" not in written
+    assert "/t/***/\\u202e\\u007f\\u0085\\u2028" in written
+    (line,) = _lines(tmp_path / "audit")
+    assert (line["host"], line["path"]) == ("***.example", "/t/***/\u202e\x7f\x85\u2028")
+
+
 async def test_a_blocked_destination_drops_and_counts(tmp_path):
     """While nobody reads, the loop goes on: the queue fills to its limit, then events are dropped and counted."""
     path = tmp_path / "pipe"
