@@ -1,12 +1,14 @@
 """The commands. Each imports what it needs when it runs, so that `sidecar check` does not pay for a server.
 
-Exit status: 0 done; 1 the policy was refused, every fault on standard error; 2 the command line is wrong.
+Exit status: 0 done; 1 the policy was refused (every fault is on standard error) or something failed; 2 the command
+line, or the request to explain, is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,13 +25,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     command: Command = parsed.command
     try:
-        return command(parsed)
+        status = command(parsed)
+        sys.stdout.flush()
     except PolicyError as error:
         print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at exit
         return 1
     except OSError as error:
         print(f"sidecar: {error}", file=sys.stderr)
         return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,30 +48,59 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sidecar {sidecar.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    serve = commands.add_parser("serve", help="answer Envoy's checks and rate limit calls")
+    serve = commands.add_parser(
+        "serve",
+        help="answer Envoy's checks and rate limit calls",
+        description="Answers Envoy over gRPC as the policy says, and probes and scrapes on the admin address.",
+        epilog="SIGHUP reloads the policy and opens the audit file anew; so does a change of the file. SIGTERM and "
+        "SIGINT drain: calls in flight finish within server.drain_grace. Exit status: 0 drained; 1 the policy was "
+        "refused, or serving failed.",
+    )
     serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
     serve.set_defaults(command=_serve)
 
-    check = commands.add_parser("check", help="validate a policy file; every fault is printed")
-    check.add_argument("file", type=Path, metavar="FILE")
+    check = commands.add_parser(
+        "check",
+        help="validate a policy file; every fault is printed",
+        description="Validates a policy and the files that it names. Each fault is a "
+        "line on standard error: file:line: path: what is wrong; what is accepted.",
+        epilog="Exit status: 0 the policy would be served; 1 it was refused.",
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
     check.set_defaults(command=_check)
 
-    schema = commands.add_parser("schema", help="print the policy file's JSON Schema")
+    schema = commands.add_parser(
+        "schema",
+        help="print the policy file's JSON Schema",
+        description="Prints the JSON Schema (draft 2020-12) of the policy file, with which editors complete and check "
+        "it. What a schema cannot know, `sidecar check` does.",
+    )
     schema.set_defaults(command=_schema)
 
     explain = commands.add_parser(
         "explain",
         help="say what would be decided about a request, and why",
-        description="Decides one request as `serve` would and says what each step found. Limits are counted from zero.",
+        description="Decides one request by the code that serves, and says what each step found and what Envoy would "
+        "be told. Keys are fetched; limits are counted from zero, so nothing is taken from anybody.",
+        epilog="Exit status: 0 it was decided, however; 1 the policy was refused; 2 the request cannot be read.",
     )
     explain.add_argument("file", type=Path, metavar="FILE", help="the policy file")
-    explain.add_argument("--json", action="store_true", help="read the request as a JSON object from standard input")
-    explain.add_argument("--method", default="GET")
-    explain.add_argument("--host", default="localhost")
-    explain.add_argument("--path", default="/", help="with the query, as on the wire")
+    explain.add_argument(
+        "--json",
+        action="store_true",
+        help="read the request from standard input, a JSON object of method, host, path, headers (an object, or a "
+        "list of [name, value]) and source, instead of from these options",
+    )
+    explain.add_argument("--method", default="GET", help="%(default)s without it")
+    explain.add_argument("--host", default="localhost", help="the authority; %(default)s without it")
+    explain.add_argument("--path", default="/", help="with the query, as on the wire; %(default)s without it")
     explain.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="may be repeated")
-    explain.add_argument("--source", default="127.0.0.1", metavar="ADDRESS", help="the client's IP address")
-    explain.add_argument("--output", choices=("text", "json"), default="text")
+    explain.add_argument(
+        "--source", default="127.0.0.1", metavar="ADDRESS", help="the client's IP address; %(default)s without it"
+    )
+    explain.add_argument(
+        "--output", choices=("text", "json"), default="text", help="for people or for programs; text without it"
+    )
     explain.set_defaults(command=_explain)
     return parser
 

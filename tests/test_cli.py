@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -229,8 +230,19 @@ def test_no_traceback_whatever_the_terminals_encoding(policy_file: Path, encodin
     assert "Traceback" not in err
 
 
-def test_serve_says_in_one_line_why_it_cannot(tmp_path: Path) -> None:
-    """A file that is no certificate is named; status 1."""
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    """`sidecar schema | head` ends without a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "sidecar", "schema"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=30)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve", "--config"]])
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path, command: list[str]) -> None:
+    """Checking and serving refuse it alike: one line with the file, its key and what is accepted; status 1."""
     (tmp_path / "ca.pem").write_text("nonsense")
     path = tmp_path / "policy.yaml"
     path.write_text(
@@ -238,9 +250,10 @@ def test_serve_says_in_one_line_why_it_cannot(tmp_path: Path) -> None:
         "server: {listen: '127.0.0.1:0'}\nadmin: {listen: '127.0.0.1:0'}\n"
         "rules: [{name: a, match: {path: {prefix: /}}, anonymous: true}]\n"
     )
-    status, out, err = sidecar("serve", "--config", path)
+    status, out, err = sidecar(*command, path)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "redis.tls.ca" in err
+    assert err.startswith(f"{path}:1: redis.tls.ca: the file {tmp_path / 'ca.pem'} holds no certificates")
+    assert err.endswith("; a PEM file of certificates\n")
 
 
 def test_a_described_request_is_what_envoy_sends() -> None:
