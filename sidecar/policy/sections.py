@@ -89,13 +89,16 @@ class ServerSection(Model):
     )
     engine: Literal["http2", "grpcio"] = Field(
         "http2",
-        description="The server's implementation; `grpcio` is for platforms without ngh2.",
+        description="The server's implementation; `grpcio` is for platforms without ngh2. There, a malformed "
+        "grpc-timeout, a bad message prefix and oversized metadata end in gRPC errors of its core, which Envoy treats "
+        "by failure_mode_allow, where `http2` answers with a denial.",
         examples=["http2"],
     )
     workers: int = Field(1, ge=1, le=64, description="Processes that share the addresses.", examples=[2])
     check_timeout: Annotated[Duration, Between("10ms", "10s")] = Field(
         "150ms",
-        description="A Check is answered within this time, whatever hangs; keep it below Envoy's timeout (200ms).",
+        description="A Check is answered within this time, whatever hangs; longer than `redis.timeout`, below Envoy's "
+        "timeout (200ms).",
         examples=["150ms"],
     )
     tls: TlsServing | None = Field(
@@ -157,7 +160,10 @@ class RedisSection(Model):
     )
     tls: RedisTls | None = Field(None, description="TLS, for a `rediss://` URL.", examples=[{"ca": "tls/redis-ca.pem"}])
     timeout: Annotated[Duration, Between("1ms", "5s")] = Field(
-        "50ms", description="Redis is given up on after this time, and `on_redis_failure` applies.", examples=["50ms"]
+        "50ms",
+        description="Redis is given up on after this time, and `on_redis_failure` applies; shorter than "
+        "`server.check_timeout`.",
+        examples=["50ms"],
     )
     key_prefix: Name = Field("sidecar", description="Starts every key that is written.", examples=["sidecar"])
 
