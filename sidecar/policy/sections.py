@@ -25,7 +25,11 @@ class TlsServing(Model):
 
 
 class TransportLimits(Model):
-    """Bounds on what a peer can make the server hold."""
+    """Bounds on what a peer can make the server hold.
+
+    On the grpcio engine `connections_max`, `header_count_max`, `receive_buffer_bytes_max` and `write_stall_timeout` are
+    not enforced.
+    """
 
     message_bytes_max: int = Field(
         4 * 1024 * 1024,
