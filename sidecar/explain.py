@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from google.protobuf.json_format import MessageToDict
 
 from sidecar import pipeline
-from sidecar.core.audit import DecisionEvent, audit_record
+from sidecar.core.audit import DecisionEvent
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
 from sidecar.core.limits import US_PER_S
 from sidecar.core.paths import canonical, canonical_host
 from sidecar.core.token_cache import TokenCache
+from sidecar.edges.audit_record import audit_record
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
 from sidecar.envoy import ext_authz
@@ -129,7 +131,7 @@ async def _explain(policy: Policy, message: bytes) -> Explanation:
     )
     record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))
     steps = _steps(decision, message)
-    return Explanation(tuple(steps), {**record, "time": record["time"].isoformat()}, answer)
+    return Explanation(tuple(steps), msgspec.to_builtins(record), answer)
 
 
 async def _decide(policy: Policy, request: Any) -> Decision:

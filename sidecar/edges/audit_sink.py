@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sidecar.core.audit import AuditRecord, DecisionEvent, audit_record
 from sidecar.core.redaction import escaped_json
+from sidecar.edges.audit_record import AuditRecord, audit_record
 from sidecar.edges.block_writer import QUEUE_BYTES_MAX, BlockWriter
 from sidecar.edges.log import get_log
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
+
+    from sidecar.core.audit import DecisionEvent
 
 BATCH_EVENTS: Final = 64
 """Encoded at once: some 150 us of the loop's time."""
@@ -134,7 +136,7 @@ def _report(error: OSError) -> None:
 
 def _encodable(record: AuditRecord) -> dict[str, object]:
     """The record with lone surrogates (a token's JSON may hold them) written out, since UTF-8 has none."""
-    return {name: _text(value) for name, value in record.items()}
+    return {name: _text(value) for name, value in msgspec.structs.asdict(record).items()}
 
 
 def _text(value: object) -> object:
