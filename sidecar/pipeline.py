@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
     from sidecar.core.policy import Policy
     from sidecar.core.principal import Principal
-    from sidecar.core.rules import Rule
+    from sidecar.core.rules import Matched, Rule
     from sidecar.core.selectors import PathParameters
     from sidecar.core.token_cache import TokenCache
 
@@ -54,17 +54,9 @@ def begin(
     policy: Policy, request: RequestContext, cache: TokenCache, keys: Keys, now_us: int, *, fetched: bool = False
 ) -> Step:
     """Everything up to the limits; `fetched` says that the keys it asked for were fetched, or could not be."""
-    host = canonical_host(request.host)
-    if host is None or not is_plain_method(request.method):
-        detail = "the host is not well-formed" if host is None else "the method is not well-formed, or not in capitals"
-        return _denied(policy, DenyReason.REQUEST_MALFORMED, detail)
-    path = canonical(request.path)
-    if isinstance(path, PathFault):
-        return _denied(policy, DenyReason.PATH_AMBIGUOUS, path.value)
-
-    matched = policy.rules.match(host, path, request.method, request.headers)
-    if matched is None:
-        return _denied(policy, DenyReason.NO_RULE, "no rule matches the host, path, method and headers")
+    matched = policy.rules.kept.get((request.host, request.path, request.method)) or _match(policy, request)
+    if isinstance(matched, Decision):
+        return matched
     rule, parameters = matched
 
     principal = None if rule.anonymous else authenticate(rule, request, cache, keys, now_us, fetched=fetched)
@@ -81,6 +73,22 @@ def begin(
     if charges is None:
         charges = [binding.charge(request, principal, parameters) for binding in rule.limits]
     return Charges(policy, rule, principal, parameters, charges)
+
+
+def _match(policy: Policy, request: RequestContext) -> Matched | Decision:
+    """The rule for a request that has one spelling, or the denial."""
+    host = canonical_host(request.host)
+    if host is None or not is_plain_method(request.method):
+        detail = "the host is not well-formed" if host is None else "the method is not well-formed, or not in capitals"
+        return _denied(policy, DenyReason.REQUEST_MALFORMED, detail)
+    path = canonical(request.path)
+    if isinstance(path, PathFault):
+        return _denied(policy, DenyReason.PATH_AMBIGUOUS, path.value)
+    matched = policy.rules.match(host, path, request.method, request.headers)
+    if matched is None:
+        return _denied(policy, DenyReason.NO_RULE, "no rule matches the host, path, method and headers")
+    policy.rules.keep((request.host, request.path, request.method), matched)
+    return matched
 
 
 @lru_cache(maxsize=ADMISSIONS_MAX)

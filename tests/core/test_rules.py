@@ -212,19 +212,25 @@ def test_tree_agrees_with_the_naive_reading(patterns: list[PathPattern], segment
 
 
 def test_what_was_found_is_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kept match is the one that a search finds; N are kept, the N+1st begins anew; long paths never are."""
+    """N matches are kept, the N+1st begins anew; long paths never are, and none where headers decide."""
     monkeypatch.setattr("sidecar.core.rules.MATCHES_KEPT_MAX", 3)
     table = RuleTable([rule("user", TemplatePath("/users/{id}")), rule("all", PrefixPath("/"))])
+
+    def keep(path: str, kept: int) -> None:
+        found = table.match("h", path, "GET", {})
+        assert found is not None
+        table.keep(("H:1", path, "GET"), found)
+        assert len(table.kept) == kept
+        assert table.kept.get(("H:1", path, "GET")) is (found if kept else None)
+
     for n in range(3):
-        first = table.match("h", f"/users/{n}", "GET", {})
-        assert first is not None
-        assert dict(first[1]) == {"id": str(n)}
-        assert table.match("h", f"/users/{n}", "GET", {}) is first
-    assert len(table._found) == 3
-    assert matched(table, "/") == "all"
-    assert len(table._found) == 1
-    assert matched(table, "/" + "a" * PATH_CHARS_KEPT_MAX) == "all"
-    assert len(table._found) == 1
+        keep(f"/users/{n}", n + 1)
+    keep("/", 1)
+    keep("/" + "a" * (PATH_CHARS_KEPT_MAX - 1), 2)
+    table.kept.clear()
+    keep("/" + "a" * PATH_CHARS_KEPT_MAX, 0)
+    table = RuleTable([rule("plain", ExactPath("/a")), rule("one", ExactPath("/a"), x_a="1")])
+    keep("/a", 0)
 
 
 def test_header_conditions_are_asked_every_time() -> None:
