@@ -53,6 +53,8 @@ def authenticate(
     if cached is not None:
         issuer = rule.issuers.get(cached.issuer.issuer)
         if issuer is not None and cached.holds(issuer, keys.keys(issuer)):
+            if cached.begins_us <= now_us < cached.expires_us:
+                return cached.principal
             return tokens.still_valid(cached.principal, issuer, now_us) or cached.principal
     return _prove(text, rule, cache, keys, now_us, fetched=fetched)
 

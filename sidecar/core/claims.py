@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.decision import DenyReason
@@ -72,6 +73,13 @@ def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_
 def still_valid(principal: Principal, issuer: IssuerPolicy, now_us: int) -> Rejected | None:
     """None while the time is within `nbf` and `exp`: the check that is repeated whenever a verified token is reused."""
     return _time_fault(principal.claims, issuer.leeway_s, now_us)
+
+
+def valid_within_us(principal: Principal, issuer: IssuerPolicy) -> tuple[float, float]:
+    """From when on, and before when, `still_valid` is None: the same sums, so that a cache does them once."""
+    expires: float = principal.claims.get("exp", math.inf)  # type: ignore[assignment] # it was believed: a number
+    begins: float = principal.claims.get("nbf", -math.inf)  # type: ignore[assignment] # as above
+    return (begins - issuer.leeway_s) * _US_PER_S, (expires + issuer.leeway_s) * _US_PER_S
 
 
 def _time_fault(claims: Mapping[str, Json], leeway_s: int, now_us: int) -> Rejected | None:

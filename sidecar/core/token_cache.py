@@ -2,7 +2,7 @@
 
 The key is the SHA-256 digest of the token as sent: `token.parse` lets each token be spelled in one way only. What was
 proved once stays proved only under the same issuer policy and while the key that proved it is still published
-(`CachedToken.holds`), and within the token's dates (`token.still_valid`): the caller asks both on every hit.
+(`CachedToken.holds`), and within the token's dates (`begins_us`, `expires_us`): the caller asks both on every hit.
 Refusals are not kept: whoever sends garbage would choose what fills the cache.
 Tokens longer than `TOKEN_BYTES_MAX`, which an issuer's policy may accept, are verified anew each time.
 """
@@ -13,6 +13,7 @@ from collections import OrderedDict
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from sidecar.core.claims import valid_within_us
 from sidecar.core.issuer import TOKEN_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -31,14 +32,19 @@ CLAIM_BYTES_PER_TOKEN_BYTE = 3
 
 
 class CachedToken:
-    """What was proved about one token, and under which policy and keys."""
+    """What was proved about one token, and under which policy and keys.
 
-    __slots__ = ("_keys", "cost_bytes", "issuer", "key", "principal")
+    Attributes:
+        begins_us, expires_us: `token.still_valid` is None from the one on and before the other, under `issuer`.
+    """
+
+    __slots__ = ("_keys", "begins_us", "cost_bytes", "expires_us", "issuer", "key", "principal")
 
     def __init__(
         self, issuer: IssuerPolicy, keys: KeySet, key: VerificationKey, principal: Principal, cost_bytes: int
     ) -> None:
         self.issuer = issuer
+        self.begins_us, self.expires_us = valid_within_us(principal, issuer)
         self.key = key
         self.principal = principal
         self.cost_bytes = cost_bytes
@@ -57,6 +63,7 @@ class CachedToken:
             if issuer != self.issuer:
                 return False
             self.issuer = issuer
+            self.begins_us, self.expires_us = valid_within_us(self.principal, issuer)
         return True
 
 
@@ -81,7 +88,7 @@ class TokenCache:
         return len(self._entries)
 
     def get(self, text: str) -> CachedToken | None:
-        """The entry of a token as sent; before it is used, `CachedToken.holds` and `token.still_valid` are asked."""
+        """The entry of a token as sent; before it is used, `CachedToken.holds` and its dates are asked."""
         digest = _digest(text) if len(text) <= TOKEN_BYTES_MAX else b""
         entry = self._entries.get(digest)
         if entry is None:
