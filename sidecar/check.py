@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar import pipeline
@@ -32,15 +31,37 @@ OnBug: TypeAlias = Callable[[BaseException, str], None]
 
 
 class _Check:
-    """One Check under way: the policy it sees from beginning to end, and where its answer goes."""
+    """One Check under way: the policy it sees from beginning to end, what it waits for, and where its answer goes."""
 
-    __slots__ = ("call", "policy", "request", "started_ns")
+    __slots__ = ("call", "pending", "policy", "request", "service", "started_ns")
 
-    def __init__(self, policy: Policy, request: RequestContext, call: Call, started_ns: int) -> None:
+    def __init__(
+        self, service: CheckService, policy: Policy, request: RequestContext, call: Call, started_ns: int
+    ) -> None:
+        self.service = service
         self.policy = policy
         self.request = request
         self.call = call
         self.started_ns = started_ns
+        self.pending: pipeline.Charges
+
+    def charged(self, result: Verdict | StoreFailure) -> None:
+        """The store has answered."""
+        if self.call.cancelled:
+            return
+        try:
+            self.service.advance(self, pipeline.settle(self.pending, result))
+        except Exception as bug:  # noqa: BLE001 - whatever it is, it must not become an allow
+            self.service.fail(self, bug)
+
+    def fetched(self, _keys: KeySet | None) -> None:
+        """The issuer's keys were fetched, or could not be; the pipeline looks again."""
+        if self.call.cancelled:
+            return
+        try:
+            self.service.begin(self, time.time_ns() // 1000, fetched=True)
+        except Exception as bug:  # noqa: BLE001 - as above
+            self.service.fail(self, bug)
 
 
 class CheckService:
@@ -89,8 +110,7 @@ class CheckService:
             call.respond(ext_authz.encode(decision, None))
             self._emit(decision, None, started_ns)
             return
-        check = _Check(policy, request, call, started_ns)
-        self._advance(check, pipeline.begin(policy, request, self._cache, self._jwks, started_ns // 1000))
+        self.begin(_Check(self, policy, request, call, started_ns), started_ns // 1000)
 
     def refuse(self, refusal: Refusal) -> bytes:
         """The denial for a call that the transport refuses."""
@@ -98,7 +118,12 @@ class CheckService:
         self._emit(decision, None, time.time_ns())
         return ext_authz.refusal(refusal)
 
-    def _advance(self, check: _Check, step: pipeline.Step) -> None:
+    def begin(self, check: _Check, now_us: int, *, fetched: bool = False) -> None:
+        """Decide as far as can be; `fetched` as in `pipeline.begin`."""
+        step = pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=fetched)
+        self.advance(check, step)
+
+    def advance(self, check: _Check, step: pipeline.Step) -> None:
         """Answer, or ask the world for what the step needs."""
         if isinstance(step, Decision):
             check.call.respond(ext_authz.encode(step, check.request))
@@ -106,37 +131,20 @@ class CheckService:
             return
         deadline = wait_until(check.call.deadline)
         if isinstance(step, pipeline.Charges):
-            store = self._local if step.local else self._store
-            store.charge(step.charges, deadline, partial(self._charged, check, step))
+            check.pending = step
+            (self._local if step.local else self._store).charge(step.charges, deadline, check.charged)
         else:
-            self._jwks.ensure(step.issuer, step.kid, deadline, partial(self._fetched, check))
+            self._jwks.ensure(step.issuer, step.kid, deadline, check.fetched)
 
-    def _charged(self, check: _Check, pending: pipeline.Charges, result: Verdict | StoreFailure) -> None:
-        """The store has answered."""
-        if check.call.cancelled:
-            return
-        try:
-            self._advance(check, pipeline.settle(pending, result))
-        except Exception as bug:  # noqa: BLE001 - whatever it is, it must not become an allow
-            self._fail(check, bug)
-
-    def _fetched(self, check: _Check, _keys: KeySet | None) -> None:
-        """The issuer's keys were fetched, or could not be; the pipeline looks again."""
-        if check.call.cancelled:
-            return
-        try:
-            now_us = time.time_ns() // 1000
-            step = pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=True)
-            self._advance(check, step)
-        except Exception as bug:  # noqa: BLE001 - as above
-            self._fail(check, bug)
-
-    def _fail(self, check: _Check, bug: Exception) -> None:
+    def fail(self, check: _Check, bug: Exception) -> None:
+        """Deny, since deciding raised."""
         self._on_bug(bug, CHECK)
         check.call.respond(self.refuse(Refusal.HANDLER_FAILED))
 
     def _emit(self, decision: Decision, request: RequestContext | None, started_ns: int) -> None:
-        elapsed_us = max(0, (time.time_ns() - started_ns) // 1000)  # the clock may have been set back
+        elapsed_us = (time.time_ns() - started_ns) // 1000
+        if elapsed_us < 0:  # noqa: PLR1730 - max() costs a call
+            elapsed_us = 0  # the clock was set back
         try:
             self._on_event(DecisionEvent(started_ns // 1000, elapsed_us, request, decision))
         except Exception as bug:  # noqa: BLE001 - who counts and records must never decide

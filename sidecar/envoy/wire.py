@@ -34,6 +34,8 @@ def delimited(tag: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 128:
         return b"%c%c%b" % (tag, size, payload)
+    if size < 16384:  # as below, without a loop
+        return b"%c%c%c%b" % (tag, size & 127 | 128, size >> 7, payload)
     return b"%c%b%b" % (tag, varint(size), payload)
 
 

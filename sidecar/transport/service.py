@@ -22,7 +22,10 @@ def wait_until(deadline: float) -> float:
     milliseconds; half of the time where there is hardly more than that. Loops keep the monotonic clock (asyncio and
     libuv alike).
     """
-    return deadline - min(ANSWER_MARGIN_S, max(0.0, deadline - monotonic()) / 2)
+    left_s = deadline - monotonic()
+    if left_s >= 2 * ANSWER_MARGIN_S:
+        return deadline - ANSWER_MARGIN_S
+    return deadline - max(0.0, left_s) / 2
 
 
 class Status(enum.IntEnum):
