@@ -46,6 +46,7 @@ def jwks(engine: JwksEngine) -> Source:
             samples.append(Sample("sidecar_jwks_keys", (name,), state.key_count))
             samples.append(Sample("sidecar_jwks_fetches_total", (name, "ok"), state.fetches_ok))
             samples.append(Sample("sidecar_jwks_fetches_total", (name, "failed"), state.fetches_failed))
+            samples.append(Sample("sidecar_jwks_fetches_spared_total", (name,), state.refused))
             age_s = state.age_s(now)
             if not math.isnan(age_s):
                 samples.append(Sample("sidecar_jwks_age_seconds", (name,), age_s))
@@ -61,6 +62,9 @@ def redis(store: RedisStore, latency: LatencyHistogram) -> Source:
         samples = [Sample("sidecar_redis_failures_total", (kind.value,), n) for kind, n in store.failures.items()]
         samples.append(Sample("sidecar_redis_latency_seconds", (), latency.buckets()))
         samples.append(Sample("sidecar_redis_breaker_state", (), _BREAKER_NUMBERS[store.breaker.state]))
+        samples.append(Sample("sidecar_redis_breaker_opened_total", (), store.breaker.opened_total))
+        samples.append(Sample("sidecar_redis_connects_total", (), store.connection.connects_total))
+        samples.append(Sample("sidecar_redis_script_reloads_total", (), store.script_reloads_total))
         return samples
 
     return read
@@ -68,7 +72,10 @@ def redis(store: RedisStore, latency: LatencyHistogram) -> Source:
 
 def local_store(store: LocalStore) -> Source:
     """Decisions that this process made alone."""
-    return lambda: [Sample("sidecar_local_limit_decisions_total", (), store.decisions_total)]
+    return lambda: [
+        Sample("sidecar_local_limit_decisions_total", (), store.decisions_total),
+        Sample("sidecar_local_counters_forgotten_total", (), store.forgotten_total),
+    ]
 
 
 def ratelimit(policy: Callable[[], Policy]) -> Source:

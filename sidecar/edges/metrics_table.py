@@ -69,10 +69,25 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     ),
     MetricRow("sidecar_jwks_keys", _G, ("issuer",), "Usable keys held of an issuer.", Merge.MIN),
     MetricRow("sidecar_jwks_fetches_total", _C, ("issuer", "result"), "Fetches of an issuer's keys by result."),
+    MetricRow(
+        "sidecar_jwks_fetches_spared_total",
+        _C,
+        ("issuer",),
+        "Requests with an unknown key that caused no fetch: the key was just looked for, or the ration is used up.",
+    ),
     MetricRow("sidecar_redis_latency_seconds", _H, (), "From sending a limit decision to Redis to its reply."),
     MetricRow("sidecar_redis_failures_total", _C, ("kind",), "Limit decisions that Redis did not make, by kind."),
     MetricRow(
         "sidecar_redis_breaker_state", _G, (), "Circuit breaker of Redis: 0 closed, 1 half open, 2 open.", Merge.MAX
+    ),
+    MetricRow("sidecar_redis_breaker_opened_total", _C, (), "Times that the circuit breaker has opened."),
+    MetricRow("sidecar_redis_connects_total", _C, (), "Times that a connection to Redis has become usable."),
+    MetricRow("sidecar_redis_script_reloads_total", _C, (), "Times that Redis had forgotten the script of the limits."),
+    MetricRow(
+        "sidecar_local_counters_forgotten_total",
+        _C,
+        (),
+        "Exhausted counters that the process pushed out for want of room: each let a caller start afresh.",
     ),
     MetricRow(
         "sidecar_local_limit_decisions_total",
