@@ -317,7 +317,7 @@ class Document(Model):
         1.0,
         gt=0,
         le=1,
-        description="With `local`: the part of each limit that one instance grants by itself.",
+        description="With `local`: the part of each limit that one instance grants by itself. Changes need a restart.",
         examples=[0.5],
     )
     issuers: dict[Name, Issuer] = Field(

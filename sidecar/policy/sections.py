@@ -195,7 +195,7 @@ class AuditSection(Model):
 
     destination: Annotated[Annotated[Literal["stdout", "none"], TEXT] | Annotated[AuditFile, MAPPING], BY_KIND] = Field(
         "stdout",
-        description="Where events go: `stdout`, `none`, or `{file: PATH}`.",
+        description="Where events go: `stdout`, `none`, or `{file: PATH}`. Changes need a restart.",
         examples=["stdout", {"file": "audit.jsonl"}],
     )
     claims: list[Text] = Field(
