@@ -191,11 +191,11 @@ class AuditFile(Model):
 
 
 class AuditSection(Model):
-    """One event for each decision."""
+    """One event for each Check that was answered. A change of `destination` needs a restart."""
 
     destination: Annotated[Annotated[Literal["stdout", "none"], TEXT] | Annotated[AuditFile, MAPPING], BY_KIND] = Field(
         "stdout",
-        description="Where events go: `stdout`, `none`, or `{file: PATH}`. Changes need a restart.",
+        description="Where events go: `stdout`, `none`, or `{file: PATH}`.",
         examples=["stdout", {"file": "audit.jsonl"}],
     )
     claims: list[Text] = Field(
