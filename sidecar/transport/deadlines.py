@@ -1,11 +1,12 @@
 """Deadlines of many calls on few timers: calls share buckets of a few milliseconds, one loop timer serves them all.
 
-Adding and removing cost a set operation each; a bucket is opened up to one tick early, never late, so that the
+Adding and removing cost a set operation each, since the calls of one turn share their deadline; a bucket is opened up to one tick early, never late, so that the
 answer to an expired call still leaves before its deadline.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -34,20 +35,27 @@ class DeadlineWheel:
         self._buckets: dict[int, set[Expiring]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
+        self._last_deadline = math.nan
+        self._last_tick = 0
+        self._last_bucket: set[Expiring] = set()
 
     def add(self, deadline: float, item: Expiring) -> None:
         """Call `item.expire()` at `deadline`, at most one tick earlier (one second, where that is over 5 s away)."""
+        if deadline != self._last_deadline:
+            self._choose_bucket(deadline)
+        item.bucket = self._last_tick
+        self._last_bucket.add(item)
+
+    def _choose_bucket(self, deadline: float) -> None:
         tick = int(deadline / TICK_S)
         if deadline - self._loop.time() > _FAR_S:
             tick -= tick % _FAR_TICKS
-        item.bucket = tick
         bucket = self._buckets.get(tick)
         if bucket is None:
-            self._buckets[tick] = {item}
+            bucket = self._buckets[tick] = set()
             if self._timer is None or tick < self._timer_tick:
                 self._arm(tick)
-        else:
-            bucket.add(item)
+        self._last_deadline, self._last_tick, self._last_bucket = deadline, tick, bucket
 
     def discard(self, item: Expiring) -> None:
         """Forget an item; does nothing where it is not waiting."""
@@ -60,6 +68,7 @@ class DeadlineWheel:
     def close(self) -> None:
         """Forget everything and stop the timer."""
         self._buckets.clear()
+        self._last_deadline = math.nan
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -72,6 +81,7 @@ class DeadlineWheel:
 
     def _turn(self) -> None:
         self._timer = None
+        self._last_deadline = math.nan  # its bucket may be one of those that are emptied here
         now_tick = int(self._loop.time() / TICK_S)
         for tick in sorted(tick for tick in self._buckets if tick <= now_tick):
             for item in self._buckets.pop(tick):

@@ -35,9 +35,9 @@ class _CallBase:
         "_reader",
         "bucket",
         "cancelled",
+        "deadline",
         "head",
         "over",
-        "started",
         "stream_id",
     )
 
@@ -46,18 +46,14 @@ class _CallBase:
         self._answers = connection.answers
         self.stream_id = stream_id
         self.head = head
-        self.started = started
+        self.deadline = started + head.answer_within_s
+        """When the answer must have left, on the loop's clock."""
         self.over = False
         self.cancelled = False
         self.bucket: int | None = None
         self._reader: MessageReader | None = None
         self._discarded_bytes = 0
         self._held_bytes = 0
-
-    @property
-    def deadline(self) -> float:
-        """When the answer must have left, on the loop's clock."""
-        return self.started + self.head.answer_within_s
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -245,8 +245,9 @@ class Http2Connection(asyncio.Protocol):
         """What the turn began and did not finish waits for its deadline."""
         for call in self._fresh:
             if not call.over and call.bucket is None:
-                if call.deadline > self._now:
-                    self._server.deadlines.add(call.deadline, call)
+                deadline = call.deadline
+                if deadline > self._now:
+                    self._server.deadlines.add(deadline, call)
                 else:
                     call.expire()
         self._fresh.clear()
