@@ -86,7 +86,7 @@ class _LimitParts:
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
-        self.name = fields.ratelimit_name(limit)
+        self.name = fields.ratelimit_name(limit).encode("ascii")
         self.policy = fields.ratelimit_policy(limit)
         self.metadata = _limit_metadata(limit.name)
 
@@ -109,6 +109,8 @@ class _LimitsParts:
         limits = self.limits
         if len(outcomes) != len(limits):
             return False
+        if len(limits) == 1:  # as below, in 0.1 instead of 0.5 us
+            return limits[0].limit is outcomes[0].limit
         for limit, outcome in zip(limits, outcomes, strict=True):  # noqa: SIM110 - all() over a generator: +0.4 us
             if limit.limit is not outcome.limit:
                 return False
@@ -231,14 +233,14 @@ def _limits_parts(parts: _RuleParts | None, outcomes: Sequence[LimitOutcome]) ->
 
 def _limits(parts: _LimitsParts, outcomes: Sequence[LimitOutcome]) -> tuple[bytes, bytes]:
     """The value of `RateLimit`, and the metadata of the limits that were charged."""
-    state = ""
+    state = b""
     metadata = parts.metadata_head
-    for limit, outcome in zip(parts.limits, outcomes, strict=True):
+    for limit, outcome in zip(parts.limits, outcomes):  # noqa: B905 - they fit; `strict=` costs 0.2 us
         remaining, reset = outcome.remaining, fields.reset_seconds(outcome)
-        item = f"{limit.name};r={remaining};t={reset}"
-        state = f"{state}, {item}" if state else item
+        item = b"%b;r=%d;t=%d" % (limit.name, remaining, reset)
+        state = b"%b, %b" % (state, item) if state else item
         metadata += limit.metadata(remaining, reset, outcome.allowed)
-    return state.encode("ascii"), metadata
+    return state, metadata
 
 
 # --------------------------------------------------------------------------------------------------------------------
