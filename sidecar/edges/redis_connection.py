@@ -146,7 +146,10 @@ class _Link(asyncio.Protocol):
                 command = pending.popleft()
                 if command.waiting:
                     command.waiting = False
-                    self._complete(command, reply)
+                    try:
+                        command.complete(reply)
+                    except Exception as error:  # noqa: BLE001 - as in `_complete`, without a call on the hot path
+                        self._report(error)
         except hiredis.ProtocolError:
             self.abort()
 
@@ -154,7 +157,10 @@ class _Link(asyncio.Protocol):
         try:
             command.complete(reply)
         except Exception as error:  # noqa: BLE001 - one caller's fault must not lose the replies of the others
-            self._loop.call_exception_handler({"message": "a Redis reply's receiver failed", "exception": error})
+            self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "a Redis reply's receiver failed", "exception": error})
 
     def _sweep_later(self, at: float) -> None:
         if self._sweep_timer is not None:

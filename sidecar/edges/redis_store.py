@@ -106,6 +106,7 @@ class RedisStore:
             self._refuse(StoreFailure.UNREACHABLE, done)
             return
         now = loop.time()
+        latest = now + self._timeout_s
         if len(charges) > CHARGES_MAX:
             self._refuse(StoreFailure.OVERLOADED, done)
         elif deadline <= now:
@@ -114,7 +115,8 @@ class RedisStore:
             self._refuse(StoreFailure.CIRCUIT_OPEN, done)
         else:
             # not loop time, which uvloop keeps in whole milliseconds
-            call = _ChargeCall(min(deadline, now + self._timeout_s), self, charges, done, perf_counter())
+            by = deadline if deadline < latest else latest
+            call = _ChargeCall(by, self, charges, done, perf_counter())
             self.connection.send(_pack(self._evalsha, charges), call, now)
 
     def _refuse(self, failure: StoreFailure, done: Done) -> None:
