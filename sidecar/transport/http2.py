@@ -117,6 +117,7 @@ class Http2Server:
                 ssl=context,
                 ssl_handshake_timeout=handshake_s,
                 ssl_shutdown_timeout=shutdown_s,
+                **listeners.KEEP_SOCKET_FILE,
             )
             self._servers.append(server)
             if inherited is None:

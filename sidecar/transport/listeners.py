@@ -7,13 +7,18 @@ import errno
 import socket
 import ssl
 import stat
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from sidecar.transport.service import TlsFiles, UnixAddress
 
 PROBE_TIMEOUT_S = 1.0
+
+KEEP_SOCKET_FILE: Final[Mapping[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+"""For `create_unix_server`, which from Python 3.13 on would remove the file, also one that other workers share."""
 
 
 def clear_stale_socket(address: UnixAddress) -> None:

@@ -14,7 +14,8 @@ from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, StoreFailure
 from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
 from sidecar.edges.redis_store import CHARGES_MAX, NEWS_AFTER_S, RedisStore
 from tests.support.asking import PATIENCE_S, ask, redis_store, until, until_answered, verdict
-from tests.support.fault_proxy import FaultProxy, make_certificates
+from tests.support.certificates import make_certificates
+from tests.support.fault_proxy import FaultProxy
 
 HOUR_US = 3_600 * US_PER_S
 PLENTY = Charge(Limit(name="l", requests=1_000_000, window_us=HOUR_US), b"plenty")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fault_proxy import make_certificates
+from tests.support.certificates import make_certificates
 
 GOOD = Path(__file__).parent / "good"
 

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import serialization
 
 from sidecar.policy.compile import load
 from sidecar.policy.faults import PolicyError
-from tests.support.fault_proxy import make_certificates
+from tests.support.certificates import make_certificates
 
 SERVER = "server: {{tls: {{certificate: {certificate}, key: {key}, client_ca: {ca}}}}}\n"
 REDIS = "redis: {{url: 'rediss://localhost', tls: {{certificate: {certificate}, key: {key}, ca: {ca}}}}}\n"

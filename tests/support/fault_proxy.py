@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
-import ipaddress
 import ssl
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 _CHUNK_BYTES = 65_536
 
@@ -113,68 +105,3 @@ class FaultProxy:
                 await writer.drain()
                 break
         writer.close()
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """A certificate authority and what it issued, as PEM files."""
-
-    ca: Path
-    server: Path
-    server_key: Path
-    client: Path
-    client_key: Path
-
-    def server_context(self, *, mutual: bool) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.server, self.server_key)
-        if mutual:
-            context.load_verify_locations(self.ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-
-def make_certificates(directory: Path, server_name: str = "redis.example") -> Certificates:
-    """An authority, a certificate of 127.0.0.1 and `server_name`, and one of a client."""
-    ca_key, ca = _issue("authority", None, None, names=[])
-    issued = Certificates(
-        *(directory / f"{name}.pem" for name in ("ca", "server", "server-key", "client", "client-key"))
-    )
-    issued.ca.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    names = [x509.DNSName(server_name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    for certificate_path, key_path, alternatives in (
-        (issued.server, issued.server_key, names),
-        (issued.client, issued.client_key, [x509.DNSName("client.example")]),
-    ):
-        key, certificate = _issue(certificate_path.stem, ca_key, ca, alternatives)
-        certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        key_path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    return issued
-
-
-def _issue(
-    name: str,
-    ca_key: ec.EllipticCurvePrivateKey | None,
-    ca: x509.Certificate | None,
-    names: list[x509.GeneralName],
-) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(ca.subject if ca is not None else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(hours=24))
-        .add_extension(x509.BasicConstraints(ca=ca is None, path_length=None), critical=True)
-    )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return key, builder.sign(ca_key or key, hashes.SHA256())

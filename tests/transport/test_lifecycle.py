@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from sidecar.transport.grpcio import GrpcioServer
 from sidecar.transport.http2 import Http2Server
 from sidecar.transport.listeners import unix_listener
 from sidecar.transport.service import ServerLimits, Status, TcpAddress, TlsFiles, UnixAddress
+from tests.support.certificates import issue
 from tests.support.grpc_server import CHAT, ECHO, ENGINES, GUARDED, HELD, LOOPBACK, Running, serving
 from tests.support.http2_peer import (
     GOAWAY,
@@ -161,37 +158,11 @@ async def test_a_worker_serves_on_an_inherited_unix_socket(tmp_path: Path) -> No
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CA, a server's and a client's certificate, and another CA, as PEM files."""
     folder = tmp_path_factory.mktemp("tls")
-    now = dt.datetime.now(dt.UTC)
-
-    def issue(
-        name: str, issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None
-    ) -> tuple[x509.Name, ec.EllipticCurvePrivateKey]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        issuer_name, issuer_key = issuer or (subject, key)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .sign(issuer_key, hashes.SHA256())
-        )
-        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        secret = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{name}.key").write_bytes(secret)
-        return subject, key
-
-    authority = issue("ca", None)
-    issue("server", authority)
-    issue("client", authority)
-    issue("stranger", issue("other-ca", None))
+    authority, other = issue("ca"), issue("other-ca")
+    authority.write(folder / "ca.pem")
+    for name, issuer in (("server", authority), ("client", authority), ("stranger", other)):
+        issued = issue(name, issuer, [x509.DNSName("localhost")])
+        issued.write(folder / f"{name}.pem", folder / f"{name}.key")
     return folder
 
 
