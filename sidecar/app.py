@@ -52,14 +52,13 @@ if TYPE_CHECKING:
 
 AUDIT_CLOSE_TIMEOUT_S = 2.0
 
+RELOADS_MAX = 2
+"""One under way, and one that reads what has changed since: a third would read nothing that the second does not."""
+
 HEALTH_NAMES = ("", "envoy.service.auth.v3.Authorization", "envoy.service.ratelimit.v3.RateLimitService", "ratelimit")
 """What the gRPC health service knows: the server, both services, and the name the reference rate limiter uses."""
 
 _log = get_log("app")
-
-
-RELOADS_MAX = 2
-"""One under way, and one that reads what has changed since: a third would read nothing that the second does not."""
 
 
 def run(config: Path, hang_ups: EarlyHangUps) -> int:
