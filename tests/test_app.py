@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from sidecar.app import RELOADS_MAX, App
+from sidecar.hang_up import EarlyHangUps
+from sidecar.policy.compile import load
 
 TIMEOUT_S = 15.0
 T = TypeVar("T")
@@ -36,21 +41,14 @@ class Served:
             os.mkfifo(self._pipe)
         else:
             self._pipe.write_text("password")
-        policy = directory / "policy.yaml"
-        policy.write_text(POLICY.replace("unix:", f"unix:{directory}/") % workers)
+        policy = written(directory, workers)
         command = [sys.executable, "-m", "sidecar", "serve", "--config", str(policy)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
 
     def reading(self) -> int:
         """Wait until a process reads the policy; the pipe's end that it waits for."""
-        return until(self._open, "a process that reads the policy")
-
-    def _open(self) -> int | None:
-        try:
-            return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            return None
+        return until(lambda: opened(self._pipe), "a process that reads the policy")
 
     def let_read(self) -> None:
         """Let one process read the policy."""
@@ -59,6 +57,20 @@ class Served:
     def events(self, name: str) -> list[dict[str, object]]:
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [line for line in lines if line["event"] == name]
+
+
+def written(directory: Path, workers: int) -> Path:
+    policy = directory / "policy.yaml"
+    policy.write_text(POLICY.replace("unix:", f"unix:{directory}/") % workers)
+    return policy
+
+
+def opened(pipe: Path) -> int | None:
+    """The pipe's end to write to, None while nobody reads."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
 
 
 def give(pipe: int) -> None:
@@ -111,3 +123,21 @@ def test_log_lines_name_their_worker(serve: Callable[..., Served], workers: int,
     assert all("worker" not in line for line in served.events("supervising"))
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(TIMEOUT_S) == 0
+
+
+async def test_hangups_beyond_two_reloads_start_none(tmp_path: Path) -> None:
+    """One reload under way and one to follow see all that has changed; each is kept until it is done."""
+    pipe = tmp_path / "password"
+    pipe.write_text("password")
+    policy = written(tmp_path, 1)
+    app = App(policy, load(policy, 1), {}, EarlyHangUps(), "", None)
+    pipe.unlink()
+    os.mkfifo(pipe)
+    for started in (1, RELOADS_MAX, RELOADS_MAX):
+        app._hang_up()
+        assert len(app._reloads) == started
+    for _ in range(RELOADS_MAX):
+        give(await asyncio.to_thread(until, lambda: opened(pipe), "a reload"))
+        await asyncio.wait(app._reloads, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    assert app.holder.accepted_total == RELOADS_MAX
+    assert not app._reloads
