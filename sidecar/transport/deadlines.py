@@ -1,7 +1,7 @@
 """Deadlines of many calls on few timers: calls share buckets of a few milliseconds, one loop timer serves them all.
 
-Adding and removing cost a set operation each, since the calls of one turn share their deadline; a bucket is opened up to one tick early, never late, so that the
-answer to an expired call still leaves before its deadline.
+Adding and removing cost a set operation each, since calls of one turn share their deadline; a bucket is opened up to
+one tick early, never late, so that the answer to an expired call still leaves before its deadline.
 """
 
 from __future__ import annotations
