@@ -59,7 +59,7 @@ class _Check:
         if self.call.cancelled:
             return
         try:
-            self.service.begin(self, time.time_ns() // 1000, fetched=True)
+            self.service.begin_again(self)
         except Exception as bug:  # noqa: BLE001 - as above
             self.service.fail(self, bug)
 
@@ -110,7 +110,8 @@ class CheckService:
             call.respond(ext_authz.encode(decision, None))
             self._emit(decision, None, started_ns)
             return
-        self.begin(_Check(self, policy, request, call, started_ns), started_ns // 1000)
+        step = pipeline.begin(policy, request, self._cache, self._jwks, started_ns // 1000)
+        self.advance(_Check(self, policy, request, call, started_ns), step)
 
     def refuse(self, refusal: Refusal) -> bytes:
         """The denial for a call that the transport refuses."""
@@ -118,10 +119,10 @@ class CheckService:
         self._emit(decision, None, time.time_ns())
         return ext_authz.refusal(refusal)
 
-    def begin(self, check: _Check, now_us: int, *, fetched: bool = False) -> None:
-        """Decide as far as can be; `fetched` as in `pipeline.begin`."""
-        step = pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=fetched)
-        self.advance(check, step)
+    def begin_again(self, check: _Check) -> None:
+        """Decide anew, now that keys were fetched, or could not be."""
+        now_us = time.time_ns() // 1000
+        self.advance(check, pipeline.begin(check.policy, check.request, self._cache, self._jwks, now_us, fetched=True))
 
     def advance(self, check: _Check, step: pipeline.Step) -> None:
         """Answer, or ask the world for what the step needs."""

@@ -115,7 +115,7 @@ class RedisStore:
             self._refuse(StoreFailure.CIRCUIT_OPEN, done)
         else:
             # not loop time, which uvloop keeps in whole milliseconds
-            by = deadline if deadline < latest else latest
+            by = deadline if deadline < latest else latest  # noqa: FURB136 - min() costs a call
             call = _ChargeCall(by, self, charges, done, perf_counter())
             self.connection.send(_pack(self._evalsha, charges), call, now)
 

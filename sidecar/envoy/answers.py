@@ -188,7 +188,7 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
         state, limits_metadata = _limits(limits, decision.limits)
         ok += limits.policy_added + wire.header_option(_ADD_TO_RESPONSE, _RATELIMIT, state)
         metadata += limits_metadata
-    return _OK_STATUS + wire.delimited(_OK, ok) + wire.delimited(_METADATA, metadata)
+    return b"%b%b%b" % (_OK_STATUS, wire.delimited(_OK, ok), wire.delimited(_METADATA, metadata))
 
 
 @lru_cache(maxsize=PRINCIPALS_MAX)
@@ -233,6 +233,11 @@ def _limits_parts(parts: _RuleParts | None, outcomes: Sequence[LimitOutcome]) ->
 
 def _limits(parts: _LimitsParts, outcomes: Sequence[LimitOutcome]) -> tuple[bytes, bytes]:
     """The value of `RateLimit`, and the metadata of the limits that were charged."""
+    if len(outcomes) == 1:  # as below, in 1.0 instead of 1.3 us
+        [limit], [outcome] = parts.limits, outcomes
+        remaining, reset = outcome.remaining, fields.reset_seconds(outcome)
+        metadata = parts.metadata_head + limit.metadata(remaining, reset, outcome.allowed)
+        return b"%b;r=%d;t=%d" % (limit.name, remaining, reset), metadata
     state = b""
     metadata = parts.metadata_head
     for limit, outcome in zip(parts.limits, outcomes):  # noqa: B905 - they fit; `strict=` costs 0.2 us
