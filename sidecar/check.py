@@ -133,6 +133,7 @@ class CheckService:
         deadline = wait_until(check.call.deadline)
         if isinstance(step, pipeline.Charges):
             check.pending = step
+            check.request.keep_headers(step.rule.answer_headers)
             (self._local if step.local else self._store).charge(step.charges, deadline, check.charged)
         else:
             self._jwks.ensure(step.issuer, step.kid, deadline, check.fetched)

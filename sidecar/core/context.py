@@ -10,7 +10,7 @@ _NONE: frozenset[str] = frozenset()
 
 @dataclass(slots=True, eq=False)
 class RequestContext:
-    """One request, as a gateway described it. Never changed after it was built (not `frozen`: that costs 1.5 us).
+    """One request, as a gateway described it. Not `frozen`, which costs 1.5 us; `keep_headers` alone changes it.
 
     Attributes:
         request_id: What names the request in answers, logs and audit.
@@ -34,6 +34,20 @@ class RequestContext:
     repeated: frozenset[str] = _NONE
     underscored: tuple[str, ...] = ()
     source_address: str = ""
+
+    def keep_headers(self, names: tuple[str, ...]) -> None:
+        """Let go of all headers but these, and with them of the message that they stand in.
+
+        Who waits for a store does so with others, and their messages would push each other out of the processor's
+        caches: 1.5 us a decision.
+        """
+        headers = self.headers
+        kept = {}
+        for name in names:
+            value = headers.get(name)
+            if value is not None:
+                kept[name] = value
+        self.headers = kept
 
 
 NO_REQUEST = RequestContext(request_id="", method="", host="", path="")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 from sidecar.core.decision import NO_PARAMETERS
 from sidecar.core.limits import Charge, counter_key
+from sidecar.core.selectors import HeaderSelector
 
 if TYPE_CHECKING:
     from sidecar.core.authz import Condition
@@ -101,6 +102,7 @@ class Rule:
             resource_metadata: RFC 9728 section 5.1), already quoted.
         challenge_scope: The `scope` attribute's value for insufficient_scope, "" for none.
         token_bytes_max: The longest token that any of the issuers accepts.
+        answer_headers: Request headers that an answer may need once the limits are charged.
     """
 
     name: str
@@ -115,10 +117,13 @@ class Rule:
     challenge: str = ""
     challenge_scope: str = ""
     token_bytes_max: int = field(init=False)
+    answer_headers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         longest = max((issuer.token_bytes_max for issuer in self.issuers.values()), default=0)
         object.__setattr__(self, "token_bytes_max", longest)
+        sent_on = [selector.name for _, selector in self.upstream_headers if isinstance(selector, HeaderSelector)]
+        object.__setattr__(self, "answer_headers", tuple(dict.fromkeys(("content-type", *sent_on))))
         if self.anonymous == bool(self.issuers):
             raise ValueError(f"rule {self.name!r} must name issuers or be anonymous, not both or neither")
 
