@@ -130,10 +130,11 @@ class _Question:
             _Invalid: A descriptor cannot be charged.
         """
         self.domain = domain
-        descriptors = request.descriptors
-        limits = self.limits = [_limit(domain, descriptor) for descriptor in descriptors]
+        # read once: protobuf makes a new object for each look
+        read = [(descriptor, list(descriptor.entries)) for descriptor in request.descriptors]
+        limits = self.limits = [_limit(domain, descriptor, entries) for descriptor, entries in read]
         replaced = {name for limit in limits if limit is not None for name in limit.replaces}
-        for index, descriptor in enumerate(descriptors):
+        for index, (descriptor, entries) in enumerate(read):
             limit = limits[index]
             if limit is None or limit.limit is None:
                 continue
@@ -142,7 +143,7 @@ class _Question:
                 continue
             if descriptor.is_negative_hits:
                 raise _Invalid("is_negative_hits is not supported", Status.UNIMPLEMENTED)
-            key = domain.counter_key(key_prefix, limit, descriptor.entries)
+            key = domain.counter_key(key_prefix, limit, entries)
             self.charges.append(Charge(limit.limit, key, _hits(request, descriptor)))
 
     def decided(self, result: Verdict | StoreFailure) -> None:
@@ -264,9 +265,11 @@ def _domain(config: RateLimitConfig, request: RateLimitRequest) -> Domain | None
     return config.domains.get(request.domain)
 
 
-def _limit(domain: Domain, descriptor: RateLimitDescriptor) -> DescriptorLimit | None:
+def _limit(
+    domain: Domain, descriptor: RateLimitDescriptor, entries: Sequence[RateLimitDescriptor.Entry]
+) -> DescriptorLimit | None:
     if not descriptor.HasField("limit"):
-        return domain.find(descriptor.entries)
+        return domain.find(entries)
     override = descriptor.limit
     unit = _OVERRIDE_UNITS.get(override.unit)
     if unit is None:
