@@ -65,7 +65,7 @@ def test_rows_come_out_and_every_answer_is_right():
 
 
 def interrupted(process: subprocess.Popen[str]) -> str:
-    """What a process printed until Ctrl-C ended it; one that comes in the middle of a fork is lost on Python's hooks."""
+    """What a process printed until Ctrl-C ended it; one that comes in the middle of a fork is lost on its hooks."""
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         try:
