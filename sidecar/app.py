@@ -281,7 +281,12 @@ class App:
             return {"used": False}
         connection = self.store.connection
         breaker = self.store.breaker.state.value
-        return {"connected": connection.connected, "breaker": breaker, "last_error": connection.last_error}
+        return {
+            "connected": connection.connected,
+            "breaker": breaker,
+            "last_error": connection.last_error,
+            "last_error_reply": self.store.last_error_reply,
+        }
 
     def _watched(self) -> list[str]:
         directory = self.holder.document.settings.ratelimit_directory

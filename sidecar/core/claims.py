@@ -58,7 +58,6 @@ def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_
     if roles is None:
         return Rejected(_INVALID, f"{'.'.join(issuer.roles_claim)} is neither a string nor an array of strings")
     client = claims.get("client_id", claims.get("azp"))
-    expires = claims.get("exp", 0)
     return Principal(
         issuer.name,
         subject,
@@ -66,7 +65,6 @@ def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_
         scopes,
         roles,
         claims,
-        int(expires),  # type: ignore[arg-type] # a number, or _date_fault had said so
     )
 
 

@@ -20,7 +20,6 @@ class Principal:
         scopes: From `scope` (or the claim that the issuer's policy names), split on single spaces.
         roles: From the claim that the issuer's policy names.
         claims: All verified claims.
-        expires_s: `exp` in seconds since the epoch; 0 where the issuer's policy does not require it and it is absent.
     """
 
     issuer: str
@@ -29,7 +28,6 @@ class Principal:
     scopes: frozenset[str]
     roles: frozenset[str]
     claims: Mapping[str, Json]
-    expires_s: int
 
 
 def claim_at(claims: Mapping[str, Json], path: tuple[str, ...]) -> Json:

@@ -57,7 +57,6 @@ class UnverifiedToken:
     """
 
     text: str
-    unverified_header: dict[str, Json]
     unverified_claims: dict[str, Json]
     unverified_issuer: str
     unverified_alg: str
@@ -100,7 +99,6 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         return Rejected(DenyReason.TOKEN_CLAIM_INVALID, "iss is missing or not a non-empty string")
     return UnverifiedToken(
         text=text,
-        unverified_header=header,
         unverified_claims=claims,
         unverified_issuer=issuer,
         unverified_alg=cast("str", header["alg"]),

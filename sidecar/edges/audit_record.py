@@ -24,7 +24,7 @@ TEXT_CHARACTERS_MAX: Final = 1024
 """Longer texts are cut: a client chooses path, host, method and request id, and may choose them long."""
 
 _CUT: Final = slice(TEXT_CHARACTERS_MAX)
-_NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {}, 0)
+_NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {})
 _NO_CLAIMS: Final[Mapping[str, str | None]] = {}
 
 

@@ -20,7 +20,6 @@ def principal(scopes: str = "", roles: str = "") -> Principal:
         scopes=frozenset(scopes.split()),
         roles=frozenset(roles.split()),
         claims={},
-        expires_s=0,
     )
 
 

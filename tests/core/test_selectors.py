@@ -24,7 +24,7 @@ CLAIMS: dict[str, Json] = {
     "comma": ["a,b", "c"],
     "nested": {"roles": ["x"], "null": None},
 }
-PRINCIPAL = Principal("main", "alice", "", frozenset(), frozenset(), CLAIMS, 0)
+PRINCIPAL = Principal("main", "alice", "", frozenset(), frozenset(), CLAIMS)
 
 
 def select(selector: Selector, principal: Principal | None = PRINCIPAL, address: str = "", **headers) -> str | None:

@@ -29,7 +29,6 @@ PRINCIPAL = Principal(
     frozenset(),
     frozenset(),
     {"sub": "alice", "tier": "gold", "levels": [1], "odd": "\ud800"},
-    0,
 )
 LIMIT = Limit(name="per-user", requests=10, window_us=1_000_000)
 

@@ -102,7 +102,7 @@ def make_rule(**changes):
 
 def make_principal(**changes):
     claims = {"sub": "alice", "mail": "alice@example.com"}
-    principal = Principal("main", "alice", "web", frozenset({"b", "a"}), frozenset(), claims, 0)
+    principal = Principal("main", "alice", "web", frozenset({"b", "a"}), frozenset(), claims)
     return replace(principal, **changes)
 
 
@@ -584,7 +584,7 @@ class TestEncodeNeverRaises:
     )
     def test_allowed(self, claims, names, scopes, header, parameter):
         """Whatever a token, a header or a path says, the answer parses, and sets only visible ASCII."""
-        principal = Principal(names[0], names[1], names[2], scopes, frozenset(), claims, 0)
+        principal = Principal(names[0], names[1], names[2], scopes, frozenset(), claims)
         rule = make_rule(upstream_headers=(*make_rule().upstream_headers, ("x-copy", HeaderSelector("x-in"))))
         request = decoded(raw_headers=[("x-in", header)])
         response = allowed(rule, principal, [outcome()], request, {"id": parameter})
