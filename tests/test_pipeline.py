@@ -10,13 +10,17 @@ import pytest
 
 from sidecar import pipeline
 from sidecar.core.authn import NeedKey
+from sidecar.core.authz import Condition, ScopeCondition
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.core.keys import KeySet, parse_jwks
-from sidecar.core.limits import LimitOutcome, OnFailure, StoreFailure, Verdict
+from sidecar.core.limits import Limit, LimitOutcome, OnFailure, StoreFailure, Verdict
+from sidecar.core.principal import Principal
+from sidecar.core.rules import LimitBinding, PrefixPath, RequestMatch, Rule
+from sidecar.core.selectors import ClaimSelector
 from sidecar.core.token_cache import TokenCache
 from sidecar.envoy import ext_authz
 from tests.support.deciding import KEY, OTHER_KEY, check_request, compiled, token
-from tests.support.tokens import jwks
+from tests.support.tokens import ISSUER, issuer_policy, jwks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,3 +148,46 @@ def test_one_exceeded_limit_denies(tmp_path: Path) -> None:
         assert isinstance(decision, Decision)
         assert decision.allowed is all(fits)
         assert [name in decision.detail for name in ("'deny'", "'local'")] == [not fit for fit in fits]
+
+
+def rule_of(authorize: Condition | None) -> Rule:
+    issuers = {} if authorize is None else {ISSUER: issuer_policy()}
+    limit = Limit(name="per-user", requests=5, window_us=1_000_000)
+    key = (ClaimSelector(("sub",)),)
+    binding = LimitBinding(limit=limit, key=key, key_prefix=b"x:", on_failure=OnFailure.DENY)
+    match = RequestMatch(path=PrefixPath("/"))
+    return Rule(name="r", match=match, anonymous=not issuers, issuers=issuers, authorize=authorize, limits=(binding,))
+
+
+def caller(subject: str, *scopes: str) -> Principal:
+    return Principal("main", subject, "", frozenset(scopes), frozenset(), {"sub": subject})
+
+
+def test_what_is_kept_of_one_caller_serves_no_other() -> None:
+    """Asked in any order and again, each is judged by its own scopes and charged under its own key."""
+    rule = rule_of(ScopeCondition("read"))
+    may, may_not, other = caller("alice", "read"), caller("alice"), caller("bob", "read")
+    for _ in range(2):
+        verdicts = [pipeline._admit(rule, who) for who in (may, may_not, other, None)]
+        assert [unmet is None for unmet, _ in verdicts] == [True, False, True, False]
+        keys = [charges[0].key for _, charges in verdicts if charges is not None]
+        assert len(keys) == 4
+        assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_is_kept_of_an_old_rule_serves_no_new_one() -> None:
+    """A reload that asks for more is obeyed by a caller who was admitted before."""
+    who = caller("alice", "read")
+    assert pipeline._admit(rule_of(ScopeCondition("read")), who)[0] is None
+    assert pipeline._admit(rule_of(ScopeCondition("write")), who)[0] is not None
+
+
+def test_admissions_are_bounded() -> None:
+    """N are kept, and N+1 as well only by forgetting one."""
+    pipeline._admit.cache_clear()
+    rule = rule_of(None)
+    for number in range(pipeline.ADMISSIONS_MAX + 1):
+        pipeline._admit(rule, caller(str(number)))
+        if number >= pipeline.ADMISSIONS_MAX - 1:
+            assert pipeline._admit.cache_info().currsize == pipeline.ADMISSIONS_MAX
+    pipeline._admit.cache_clear()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.core import paths
 from sidecar.core.paths import (
     HOST_BYTES_MAX,
     PATH_BYTES_MAX,
@@ -303,3 +304,14 @@ def test_hosts_never_raise_and_are_idempotent(authority):
     host = canonical_host(authority)
     if host is not None:
         assert canonical_host(host) == host
+
+
+def test_remembered_hosts_are_bounded() -> None:
+    """N spellings are kept, and N+1 as well only by forgetting one; what is too long is never looked up."""
+    paths._canonical_host.cache_clear()
+    for number in range(paths.HOSTS_KEPT_MAX + 1):
+        assert canonical_host(f"h{number}.example") == f"h{number}.example"
+    assert paths._canonical_host.cache_info().currsize == paths.HOSTS_KEPT_MAX
+    before = paths._canonical_host.cache_info().misses
+    assert canonical_host("h" * 1000) is None
+    assert paths._canonical_host.cache_info().misses == before
