@@ -27,6 +27,22 @@ class Algorithm(enum.StrEnum):
 
     SLIDING_WINDOW = "sliding_window"
     FIXED_WINDOW = "fixed_window"
+    GCRA = "gcra"
+    SLIDING_LOG = "sliding_log"
+    CONCURRENCY = "concurrency"
+
+
+class Op(enum.IntEnum):
+    """What a charge does to its counter."""
+
+    TAKE = 0
+    """Takes the cost where the limit has room for it: what a request does."""
+    FORCE = 1
+    """Counts the cost whatever the limit says: what was granted elsewhere, such as in this process without Redis."""
+    REFUND = 2
+    """Gives the cost back, down to an empty counter: never mints credit."""
+    SETTLE = 3
+    """Ends the hold `hold` and counts the cost instead of what it held; a hold that lapsed counts all the same."""
 
 
 class OnFailure(enum.StrEnum):
@@ -38,12 +54,39 @@ class OnFailure(enum.StrEnum):
     ALLOW = "allow"
 
 
+class Period(enum.StrEnum):
+    """A calendar window."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    YEAR = "year"
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """Windows that begin at midnight of a time zone (IANA name), so that they differ in length."""
+
+    period: Period
+    zone: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """A rate: at most `requests` per `window_us` microseconds.
 
-    `count_denied` charges also the requests that are denied, and charges them whatever the decision's other limits
-    say (what envoyproxy/ratelimit does). It keeps a client that retries too fast locked out, so it is off by default.
+    Attributes:
+        count_denied: Charges also the requests that are denied, and charges them whatever the decision's other limits
+            say (what envoyproxy/ratelimit does). It keeps a client that retries too fast locked out, so it is off by
+            default.
+        shadow: Judged and counted like any other, but it denies nothing: `Verdict.allowed` passes over it.
+        burst: GCRA only: what may be taken at once; 0 means `requests`.
+        calendar: Fixed window only: the windows are the calendar's, and `window_us` is their greatest length.
+        hold_us: Not 0: what is taken is a hold, which lapses after so long unless it is settled before (reserve and
+            settle; always so with CONCURRENCY, whose holds count only while they last).
+        lease: Not 0: a process may take this much ahead for a hot key and grant it by itself.
+        deny_cache: A process may remember a denial until the time at which the key can pass again.
+        warn_above: Above this count an answer warns; None: never.
     """
 
     name: str
@@ -51,6 +94,13 @@ class Limit:
     window_us: int
     algorithm: Algorithm = Algorithm.SLIDING_WINDOW
     count_denied: bool = False
+    shadow: bool = False
+    burst: int = 0
+    calendar: Calendar | None = None
+    hold_us: int = 0
+    lease: int = 0
+    deny_cache: bool = True
+    warn_above: int | None = None
     key_suffix: bytes = field(init=False, repr=False, compare=False)
     """Keeps counters of another algorithm or window apart, so that a changed limit never misreads what it finds."""
     packed: bytes = field(init=False, repr=False, compare=False)
@@ -70,11 +120,18 @@ class Limit:
 
 @dataclass(slots=True, eq=False)
 class Charge:
-    """One limit applied to one counter key. `cost` is 0 or more; 0 looks without taking."""
+    """One limit applied to one counter key. `cost` is 0 or more; 0 looks without taking.
+
+    Attributes:
+        op: Only a TAKE is judged; the others are always allowed, and happen whatever the decision's other charges say.
+        hold: Not 0: a TAKE is a hold of this name (see `Limit.hold_us`), and a SETTLE ends the hold of this name.
+    """
 
     limit: Limit
     key: bytes
     cost: int = 1
+    op: Op = Op.TAKE
+    hold: int = 0
 
     @property
     def storage_key(self) -> bytes:
@@ -146,7 +203,9 @@ _length = struct.Struct(">I").pack
 def counter_key(prefix: bytes, parts: Sequence[str | None]) -> bytes:
     """The key of one counter: injective over its parts (each is length-prefixed, then all are hashed to 128 bits).
 
-    None (an absent claim or header) differs from the empty string. The prefix stays readable for operators.
+    None (an absent claim or header) differs from the empty string. The prefix stays readable for operators. The hash
+    is the key's hash tag: in a Redis Cluster it alone chooses the slot, so that limits whose keys have the same parts
+    can be charged together.
     """
     digest = _EMPTY.copy()
     for part in parts:
@@ -155,4 +214,4 @@ def counter_key(prefix: bytes, parts: Sequence[str | None]) -> bytes:
         else:
             raw = part.encode("utf-8", "surrogatepass")
             digest.update(_length(len(raw)) + raw)
-    return prefix + digest.hexdigest().encode("ascii")
+    return b"%b{%b}" % (prefix, digest.hexdigest().encode("ascii"))
