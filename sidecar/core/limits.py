@@ -132,6 +132,8 @@ class Charge:
     cost: int = 1
     op: Op = Op.TAKE
     hold: int = 0
+    subject: object = None
+    """What the key was made of, for people: the parts of a policy limit's key, or a descriptor's bytes."""
 
     @property
     def storage_key(self) -> bytes:
