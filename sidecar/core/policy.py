@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar.core.descriptors import RateLimitConfig
     from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.limits import Limit
     from sidecar.core.rules import RuleTable
 
 
@@ -21,6 +22,8 @@ class Policy:
         issuers: By `iss`, for every rule together.
         ratelimit: The rate limit service's domains; an empty one where the policy names no directory.
         audit_claims: Names of claims that audit events carry besides the subject.
+        held_limits: Limits whose takes are holds that can be settled later, by the id that reservations.py has for
+            them.
     """
 
     generation: int
@@ -28,3 +31,4 @@ class Policy:
     issuers: Mapping[str, IssuerPolicy]
     ratelimit: RateLimitConfig
     audit_claims: tuple[str, ...] = ()
+    held_limits: Mapping[str, Limit] = field(default_factory=dict)
