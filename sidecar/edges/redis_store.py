@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.core.breaker import Breaker
 from sidecar.core.limits import Charge, Done, StoreFailure, Verdict
 from sidecar.edges.charge_command import pack_charges, read_verdict
-from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, RedisConnection
+from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, RedisConnection, pack
 from sidecar.edges.scripts import charge_script
 
 if TYPE_CHECKING:
@@ -116,6 +116,12 @@ class RedisStore:
             call = _ChargeCall(by, self, charges, done, perf_counter())
             self.connection.send(pack_charges(self._evalsha, charges), call, now)
 
+    def command(self, key: bytes, parts: tuple[bytes, ...], timeout_s: float, done: Callable[[Any], None]) -> None:
+        """Send any command; `done` takes what hiredis parsed, or a `StoreFailure`. Called once."""
+        del key  # one server has all of them
+        now = self._now()
+        self.connection.send(pack(parts), _AnyCommand(now + timeout_s, done), now)
+
     def _refuse(self, failure: StoreFailure, done: Done) -> None:
         self.failures[failure] += 1
         done(failure)
@@ -170,6 +176,19 @@ class RedisStore:
             self.script_reloads_total += 1
         again = kind(call.deadline, self, call.charges, call.done, call.started_at)
         self.connection.send(packed, again, self._now())
+
+
+class _AnyCommand(Command):
+    """A command that is not a charge."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, deadline: float, done: Callable[[Any], None]) -> None:
+        super().__init__(deadline)
+        self._done = done
+
+    def complete(self, reply: Any) -> None:
+        self._done(reply)
 
 
 class _ChargeCall(Command):
