@@ -11,7 +11,10 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from sidecar.core.calendars import Calendar
 
 US_PER_S = 1_000_000
 
@@ -21,9 +24,15 @@ REQUESTS_MAX = 2**32 - 1
 WINDOW_US_MIN = 1_000
 WINDOW_US_MAX = 366 * 86_400 * US_PER_S
 
+LOG_ENTRIES_MAX = 10_000
+"""Entries of one sliding log, hence also its largest limit: 12 bytes each, read as a whole by every charge."""
+
+HOLDS_MAX = 1_000
+"""Unexpired holds of one counter, 20 bytes each; one more is denied. Hence also the largest concurrency limit."""
+
 
 class Algorithm(enum.StrEnum):
-    """How a limit counts; each exists in lua/ and, as its specification, in windows.py."""
+    """How a limit counts; each exists in lua/ and, as its specification, in sidecar/core/algorithms/."""
 
     SLIDING_WINDOW = "sliding_window"
     FIXED_WINDOW = "fixed_window"
@@ -54,21 +63,17 @@ class OnFailure(enum.StrEnum):
     ALLOW = "allow"
 
 
-class Period(enum.StrEnum):
-    """A calendar window."""
+REQUESTS_MAX_OF = {
+    Algorithm.SLIDING_WINDOW: REQUESTS_MAX,
+    Algorithm.FIXED_WINDOW: REQUESTS_MAX,
+    Algorithm.GCRA: REQUESTS_MAX,
+    Algorithm.SLIDING_LOG: LOG_ENTRIES_MAX,
+    Algorithm.CONCURRENCY: HOLDS_MAX,
+}
+"""The largest `requests` of each algorithm."""
 
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
-    YEAR = "year"
-
-
-@dataclass(frozen=True, slots=True)
-class Calendar:
-    """Windows that begin at midnight of a time zone (IANA name), so that they differ in length."""
-
-    period: Period
-    zone: str
+_CODES = {algorithm: code for code, algorithm in enumerate(Algorithm, 1)}
+_LETTERS = {algorithm: algorithm.value[:1].encode() for algorithm in Algorithm} | {Algorithm.SLIDING_LOG: b"l"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +86,10 @@ class Limit:
             default.
         shadow: Judged and counted like any other, but it denies nothing: `Verdict.allowed` passes over it.
         burst: GCRA only: what may be taken at once; 0 means `requests`.
-        calendar: Fixed window only: the windows are the calendar's, and `window_us` is their greatest length.
-        hold_us: Not 0: what is taken is a hold, which lapses after so long unless it is settled before (reserve and
-            settle; always so with CONCURRENCY, whose holds count only while they last).
+        calendar: Fixed window only: the windows are the calendar's, and `window_us` is only said to the caller.
+        hold_us: Not 0: what is taken by a charge that names a hold is a hold, which lapses after so long unless it is
+            settled before (reserve and settle). CONCURRENCY: everything that is taken is, and 0 means `window_us`,
+            which has no other meaning there.
         lease: Not 0: a process may take this much ahead for a hot key and grant it by itself.
         deny_cache: A process may remember a denial until the time at which the key can pass again.
         warn_above: Above this count an answer warns; None: never.
@@ -104,18 +110,61 @@ class Limit:
     key_suffix: bytes = field(init=False, repr=False, compare=False)
     """Keeps counters of another algorithm or window apart, so that a changed limit never misreads what it finds."""
     packed: bytes = field(init=False, repr=False, compare=False)
-    """All of it that lua/charge.lua needs."""
+    """What lua/charge.lua needs of it for a plain TAKE: the first 14 bytes of its argument."""
+    packed_take: bytes | None = field(init=False, repr=False, compare=False)
+    """The same as the beginning of a Redis argument, for the hot path; None if a TAKE needs `packed_more` too."""
+    packed_more: bytes = field(init=False, repr=False, compare=False)
+    """The rest of what lua/charge.lua needs, for any other charge: 12 bytes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.requests <= REQUESTS_MAX:
-            raise ValueError(f"requests must be 0 to {REQUESTS_MAX}, not {self.requests}")
+        self._validate()
+        code = _CODES[self.algorithm]
+        packed = struct.pack(">BBIQ", code, self.count_denied + 2 * self.shadow, self.requests, self.window_us)
+        is_plain = not (self.burst or self.hold_time_us or self.calendar)
+        object.__setattr__(self, "key_suffix", self._key_suffix())
+        object.__setattr__(self, "packed", packed)
+        object.__setattr__(self, "packed_take", b"$22\r\n" + packed if is_plain else None)
+        object.__setattr__(self, "packed_more", struct.pack(">QI", self.hold_time_us, self.capacity))
+
+    @property
+    def capacity(self) -> int:
+        """The most that can be counted at once."""
+        return self.burst or self.requests
+
+    @property
+    def hold_time_us(self) -> int:
+        """How long a hold lasts; 0 if there are none."""
+        return self.hold_us or (self.window_us if self.algorithm is Algorithm.CONCURRENCY else 0)
+
+    def _key_suffix(self) -> bytes:
+        letter = _LETTERS[self.algorithm]
+        if self.algorithm is Algorithm.CONCURRENCY:
+            return b":" + letter
+        if self.calendar is not None:
+            return b":%b%b@%b" % (letter, self.calendar.period.encode(), self.calendar.zone.encode())
+        return b":%b%d" % (letter, self.window_us)
+
+    def _validate(self) -> None:
+        requests_max = REQUESTS_MAX_OF[self.algorithm]
+        if not 0 <= self.requests <= requests_max:
+            raise ValueError(f"requests of {self.algorithm} must be 0 to {requests_max}, not {self.requests}")
         if not WINDOW_US_MIN <= self.window_us <= WINDOW_US_MAX:
             raise ValueError(f"window_us must be {WINDOW_US_MIN} to {WINDOW_US_MAX}, not {self.window_us}")
-        sliding = self.algorithm is Algorithm.SLIDING_WINDOW
-        suffix = b":%s%d" % (b"s" if sliding else b"f", self.window_us)
-        object.__setattr__(self, "key_suffix", suffix)
-        packed = struct.pack(">BBIQ", 1 if sliding else 2, self.count_denied, self.requests, self.window_us)
-        object.__setattr__(self, "packed", packed)
+        if not 0 <= self.hold_us <= WINDOW_US_MAX:
+            raise ValueError(f"hold_us must be 0 to {WINDOW_US_MAX}, not {self.hold_us}")
+        if self.hold_time_us and self.count_denied:
+            raise ValueError("count_denied cannot go with holds: nobody settles what was denied")
+        if self.calendar is not None and self.algorithm is not Algorithm.FIXED_WINDOW:
+            raise ValueError(f"a calendar is for {Algorithm.FIXED_WINDOW}, not for {self.algorithm}")
+        self._validate_burst()
+
+    def _validate_burst(self) -> None:
+        if self.burst and self.algorithm is not Algorithm.GCRA:
+            raise ValueError(f"burst is for {Algorithm.GCRA}, not for {self.algorithm}")
+        if not 0 <= self.burst <= REQUESTS_MAX:
+            raise ValueError(f"burst must be 0 to {REQUESTS_MAX}, not {self.burst}")
+        if self.burst * self.window_us > self.requests * WINDOW_US_MAX:
+            raise ValueError(f"a burst of {self.burst} would need more than 366 days to come back")
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +173,8 @@ class Charge:
 
     Attributes:
         op: Only a TAKE is judged; the others are always allowed, and happen whatever the decision's other charges say.
-        hold: Not 0: a TAKE is a hold of this name (see `Limit.hold_us`), and a SETTLE ends the hold of this name.
+        hold: A name below 2**64, or 0 for none. Where the limit has holds (`Limit.hold_us`), a TAKE or FORCE becomes a
+            hold of this name, and a REFUND ends it and gives back nothing else. A SETTLE ends it and counts `cost`.
     """
 
     limit: Limit
@@ -147,11 +197,11 @@ class LimitOutcome:
 
     Attributes:
         allowed: This limit alone would let the request pass.
-        used: What is counted in the current window after the decision.
+        used: What is counted after the decision, holds included.
         remaining: How much more could be taken now; 0 when denied.
         retry_after_us: Exact time after which a retry of the same cost passes this limit if nobody else takes from
             it; 0 when allowed. -1 when it never passes (the cost exceeds the limit).
-        reset_after_us: Time until the limit is whole again (sliding) or until the window ends (fixed).
+        reset_after_us: Time until the limit is whole again, if nobody takes anything (fixed: until the window ends).
     """
 
     limit: Limit
@@ -188,8 +238,9 @@ Done: TypeAlias = Callable[["Verdict | StoreFailure"], None]
 class LimitStore(Protocol):
     """Counts charges.
 
-    All charges of one call are decided together on the store's own clock: if every one is allowed, all are taken;
-    otherwise none is, except those whose limit has `count_denied`, which are taken always. `done` is called exactly
+    All charges of one call are decided together on the store's own clock: if every TAKE fits, save those of a `shadow`
+    limit, all that fit are taken; otherwise none is, except those whose limit has `count_denied`, which are taken
+    always. The other operations happen always. `done` is called exactly
     once, from the event loop, possibly before `charge` returns. An implementation MUST call it by `deadline` (loop
     time, seconds), MUST NOT repeat a charge whose fate is unknown, and MUST NOT raise.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "sidecar"
-PURE = [*sorted((ROOT / "core").glob("*.py")), ROOT / "pipeline.py"]
+PURE = [*sorted((ROOT / "core").rglob("*.py")), ROOT / "pipeline.py"]
 
 ALLOWED = {
     "__future__", "array", "base64", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum",
