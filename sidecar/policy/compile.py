@@ -85,11 +85,13 @@ def _ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
     if section is None:
         return RateLimitConfig({})
     path = files.path(section.directory)
-    if not path.is_dir():
+    if not path.is_dir() and (section.required or path.exists()):
         validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
         return RateLimitConfig({})
     try:
-        return load_directory(path, OnFailure(section.on_redis_failure))
+        return load_directory(
+            path, OnFailure(section.on_redis_failure), files=section.files, required=section.required
+        )
     except PolicyError as error:
         validated.faults += error.faults
         return RateLimitConfig({})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from sidecar.core.descriptors import WILDCARD, DescriptorRule, Domain, RateLimitConfig, RateLimitRule, Unit
 from sidecar.core.limits import REQUESTS_MAX, OnFailure
@@ -24,6 +24,14 @@ from sidecar.policy.faults import Fault, PolicyError, did_you_mean, shown
 from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source, read
 
 SUFFIXES: Final = (".yaml", ".yml")
+
+FileChoice: TypeAlias = Literal["yaml", "visible", "all"]
+"""Which files of a directory are read: `*.yaml` and `*.yml` right in it; every file at any depth without a name that
+begins with a dot on the way to it; those as well. Names that begin with two dots, with which Kubernetes lays out a
+volume, are never read."""
+
+DEPTH_MAX: Final = 16
+"""Directories within directories that are looked into."""
 
 FILES_MAX: Final = 1024
 """Files in the directory; several times the domains of a large installation."""
@@ -55,12 +63,16 @@ _UNITS: Final = {unit.name.lower(): unit for unit in Unit}
 _UNIT_NAMES: Final = ", ".join(sorted(_UNITS, key=lambda name: _UNITS[name].seconds))
 
 
-def load_directory(path: Path, on_failure: OnFailure = OnFailure.ERROR) -> RateLimitConfig:
-    """Read every `*.yaml` and `*.yml` file of a directory; names that begin with a dot and directories are passed over.
+def load_directory(
+    path: Path, on_failure: OnFailure = OnFailure.ERROR, *, files: FileChoice = "yaml", required: bool = True
+) -> RateLimitConfig:
+    """Read the files of a directory.
 
     Args:
         path: The directory.
         on_failure: What the service answers while the counters cannot be read.
+        files: Which ones.
+        required: At least one file must be there.
 
     Raises:
         PolicyError: With every fault of every file: the directory or a file cannot be read, no file is there, a file
@@ -69,7 +81,7 @@ def load_directory(path: Path, on_failure: OnFailure = OnFailure.ERROR) -> RateL
     faults: list[Fault] = []
     domains: dict[str, Domain] = {}
     declared: dict[str, Fault] = {}
-    for file in _files(path):
+    for file in _files(path, files, required=required):
         try:
             source = read(file)
         except PolicyError as error:
@@ -89,21 +101,41 @@ def load_directory(path: Path, on_failure: OnFailure = OnFailure.ERROR) -> RateL
     return RateLimitConfig(domains, on_failure)
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, files: FileChoice, *, required: bool) -> list[Path]:
+    if not required and not path.exists():
+        return []
     try:
-        found = sorted(
-            entry
-            for entry in path.iterdir()
-            if entry.suffix in SUFFIXES and not entry.name.startswith(".") and not entry.is_dir()
-        )
+        found = sorted(_yaml_files(path) if files == "yaml" else _every_file(path, DEPTH_MAX, dots=files == "all"))
     except OSError as error:
         reason = f"cannot be read: {error.strerror or 'unknown reason'}"
         raise PolicyError([Fault(str(path), 0, "", reason, "a readable directory")]) from None
-    accepted = f"1 to {FILES_MAX} files named *.yaml or *.yml"
-    if not found:
+    accepted = f"1 to {FILES_MAX} files" + (" named *.yaml or *.yml" if files == "yaml" else "")
+    if not found and required:
         raise PolicyError([Fault(str(path), 0, "", "the directory holds no rate limit file", accepted)])
     if len(found) > FILES_MAX:
         raise PolicyError([Fault(str(path), 0, "", f"the directory holds {len(found)} rate limit files", accepted)])
+    return found
+
+
+def _yaml_files(path: Path) -> list[Path]:
+    return [
+        entry
+        for entry in path.iterdir()
+        if entry.suffix in SUFFIXES and not entry.name.startswith(".") and not entry.is_dir()
+    ]
+
+
+def _every_file(path: Path, depth: int, *, dots: bool) -> list[Path]:
+    found: list[Path] = []
+    for entry in path.iterdir():
+        if entry.name.startswith(".." if dots else "."):
+            continue
+        if not entry.is_dir():
+            found.append(entry)
+        elif depth:
+            found += _every_file(entry, depth - 1, dots=dots)
+        if len(found) > FILES_MAX:
+            break
     return found
 
 

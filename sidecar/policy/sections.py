@@ -179,6 +179,18 @@ class RateLimitSection(Model):
         description="Directory of configuration files as envoyproxy/ratelimit reads them, one domain each.",
         examples=["./ratelimit"],
     )
+    files: Literal["yaml", "visible", "all"] = Field(
+        "yaml",
+        description="Which files of `directory` are read: `yaml` (*.yaml and *.yml right in it), `visible` (every file "
+        "at any depth, unless a name begins with a dot), or `all` (those, too).",
+        examples=["visible"],
+    )
+    required: bool = Field(
+        True,
+        description="Refuse to start without a file. Otherwise a directory that is missing or empty means that nothing "
+        "is configured yet, and calls end in FAILED_PRECONDITION.",
+        examples=[False],
+    )
     on_redis_failure: FailureChoice = Field(
         "error", description="What is answered while Redis cannot.", examples=["error"]
     )
