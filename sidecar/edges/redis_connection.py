@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, cast
 import hiredis
 
 from sidecar.core.limits import StoreFailure
+from sidecar.edges.redis_endpoint import LocateError
 
 if TYPE_CHECKING:
-    from sidecar.edges.redis_endpoint import RedisEndpoint
+    from sidecar.edges.redis_endpoint import Locator, RedisEndpoint
 
 IN_FLIGHT_MAX = 8_192
 OUTPUT_BYTES_MAX = 1 << 20
@@ -43,6 +44,8 @@ _NEVER = math.inf
 
 pack = cast("Callable[[tuple[bytes, ...]], bytes]", hiredis.pack_command)  # its stub knows tuples of one part only
 """A command as Redis reads it."""
+
+_ASKING = pack((b"ASKING",))
 
 
 class Command:
@@ -64,8 +67,8 @@ class Command:
         raise NotImplementedError
 
 
-class _Greeting(Command):
-    """A command whose reply the supervisor awaits, before the connection is given to anyone."""
+class _Awaited(Command):
+    """A command whose reply a coroutine awaits: greetings, and what is not hot."""
 
     __slots__ = ("reply",)
 
@@ -78,8 +81,22 @@ class _Greeting(Command):
             self.reply.set_result(reply)
 
 
+class _Ignored(Command):
+    """A command whose reply says nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__(deadline)
+        self.waiting = False
+
+
 class GreetingError(Exception):
     """The server refused the greeting; the text is the server's."""
+
+
+class AskError(Exception):
+    """A command that is not hot was not answered, or with an error; the text says why."""
 
 
 class _Link(asyncio.Protocol):
@@ -127,6 +144,12 @@ class _Link(asyncio.Protocol):
         if command.deadline < self._sweep_at:
             self._sweep_later(command.deadline)
         return True
+
+    def send_asking(self, packed: bytes, command: Command, now: float) -> bool:
+        """The same, with ASKING before it; both or neither, since ASKING is about the next command, whosever it is."""
+        if len(self.pending) + 2 > self._in_flight_max:
+            return False
+        return self.send(_ASKING, _Ignored(command.deadline), now) and self.send(packed, command, now)
 
     def _flush(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -216,8 +239,9 @@ class RedisConnection:
     """Keeps one link open: connects, greets, and after a loss does so again with a jittered, growing pause.
 
     Args:
-        endpoint: Which server.
-        script: Lua source that is loaded on every connect, so that EVALSHA finds it.
+        locator: Which server; asked before each connect.
+        script: Lua source that is loaded on every connect, so that EVALSHA finds it; "" for none.
+        master_only: A server that is not a master is left again.
         on_connected: Called each time that the connection has become usable.
         on_disconnected: Called with the reason when it is lost or cannot be made, once for each new reason.
         in_flight_max: Commands that may await a reply at a time.
@@ -225,21 +249,24 @@ class RedisConnection:
 
     Attributes:
         script_sha: What EVALSHA calls it by.
+        endpoint: The server that was last connected to; None before.
         connects_total: How often a connection became usable.
         last_error: Why it is not connected, for the operator; "" while it is. Holds no secret.
     """
 
     def __init__(
         self,
-        endpoint: RedisEndpoint,
+        locator: Locator,
         script: str,
         *,
+        master_only: bool = False,
         on_connected: Callable[[], None],
         on_disconnected: Callable[[str], None],
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
     ) -> None:
-        self._endpoint = endpoint
+        self._locator = locator
+        self._master_only = master_only
         self._script = script.encode()
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
@@ -248,6 +275,7 @@ class RedisConnection:
         self._link: _Link | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self.script_sha = hashlib.sha1(self._script, usedforsecurity=False).hexdigest().encode()
+        self.endpoint: RedisEndpoint | None = None
         self.connects_total = 0
         self.last_error = "not connected yet"
 
@@ -292,19 +320,45 @@ class RedisConnection:
             command.waiting = False
             command.complete(StoreFailure.OVERLOADED)
 
+    def send_asking(self, packed: bytes, command: Command, now: float) -> None:
+        """The same for a server of a Cluster that is only taking over the command's slot."""
+        link = self._link
+        if link is None or not link.send_asking(packed, command, now):
+            command.waiting = False
+            command.complete(StoreFailure.UNREACHABLE if link is None else StoreFailure.OVERLOADED)
+
+    async def ask(self, *parts: bytes, timeout_s: float) -> Any:
+        """Send a command that is not hot and await its reply.
+
+        Raises:
+            AskError: There was none in time, or it is an error.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        command = _Awaited(now + timeout_s, loop)
+        self.send(pack(parts), command, now)
+        reply = await command.reply
+        if isinstance(reply, StoreFailure):
+            raise AskError(f"{parts[0].decode()}: {reply.value}")
+        if isinstance(reply, hiredis.ReplyError):
+            raise AskError(f"{parts[0].decode()}: {reply}")
+        return reply
+
     async def _supervise(self) -> None:
         failures = 0
         while True:
             greeted = False
             try:
                 greeted = await self._live_once()
-                reason = f"{self._endpoint}: the connection was lost"
+                reason = f"{self.endpoint}: the connection was lost"
+            except LocateError as error:
+                reason = str(error)
             except GreetingError as error:
-                reason = f"{self._endpoint} refused the greeting: {error}"
+                reason = f"{self.endpoint} refused the greeting: {error}"
             except TimeoutError:
-                reason = f"{self._endpoint} did not answer within {GREETING_TIMEOUT_S} s"
+                reason = f"{self.endpoint or 'the server'} did not answer within {GREETING_TIMEOUT_S} s"
             except Exception as error:  # noqa: BLE001 - whatever it was, it must be tried again
-                reason = f"{self._endpoint}: {error}"
+                reason = f"{self.endpoint or 'the server'}: {error}"
             if reason != self.last_error:
                 self.last_error = reason
                 self._on_disconnected(reason)
@@ -318,8 +372,9 @@ class RedisConnection:
         link = _Link(loop, self._in_flight_max, self._stall_s, self._lost)
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
-                await self._connect(loop, link)
-                await self._greet(loop, link)
+                endpoint = self.endpoint = await self._locator.locate()
+                await _connect(loop, link, endpoint)
+                await self._greet(loop, link, endpoint)
             self._link = link
             self.connects_total += 1
             self.last_error = ""
@@ -332,25 +387,12 @@ class RedisConnection:
     def _lost(self) -> None:
         self._link = None
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, link: _Link) -> None:
-        endpoint = self._endpoint
-        if endpoint.path:
-            await loop.create_unix_connection(lambda: link, endpoint.path)
-        elif endpoint.tls is None:
-            await loop.create_connection(lambda: link, endpoint.host, endpoint.port)
-        else:
-            name = endpoint.server_name or endpoint.host
-            await loop.create_connection(
-                lambda: link, endpoint.host, endpoint.port, ssl=endpoint.tls, server_hostname=name
-            )
-
-    async def _greet(self, loop: asyncio.AbstractEventLoop, link: _Link) -> None:
-        """Authenticate, name ourselves and load the script, all in one write.
+    async def _greet(self, loop: asyncio.AbstractEventLoop, link: _Link, endpoint: RedisEndpoint) -> None:
+        """Authenticate, name ourselves, ask the server's role and load the script, all in one write.
 
         Raises:
             GreetingError: The server refused.
         """
-        endpoint = self._endpoint
         parts: list[tuple[bytes, ...]] = []
         if endpoint.username:
             parts.append((b"AUTH", endpoint.username.encode(), endpoint.password.encode()))
@@ -359,9 +401,12 @@ class RedisConnection:
         if endpoint.database:
             parts.append((b"SELECT", b"%d" % endpoint.database))
         parts.append((b"CLIENT", b"SETNAME", _CLIENT_NAME))
-        parts.append((b"SCRIPT", b"LOAD", self._script))
+        if self._master_only:
+            parts.append((b"ROLE",))
+        if self._script:
+            parts.append((b"SCRIPT", b"LOAD", self._script))
         now = loop.time()
-        commands = [_Greeting(now + GREETING_TIMEOUT_S, loop) for _ in parts]
+        commands = [_Awaited(now + GREETING_TIMEOUT_S, loop) for _ in parts]
         for part, command in zip(parts, commands, strict=True):
             link.send(pack(part), command, now)
         for part, command in zip(parts, commands, strict=True):
@@ -370,6 +415,18 @@ class RedisConnection:
                 raise GreetingError(f"{part[0].decode()}: {reply.value}")
             if isinstance(reply, hiredis.ReplyError) and not _tolerable(part[0], str(reply)):
                 raise GreetingError(f"{part[0].decode()}: {reply}")
+            if part[0] == b"ROLE" and reply[0] != b"master":
+                raise GreetingError(f"it is no master but a {reply[0].decode(errors='replace')}")
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, link: _Link, endpoint: RedisEndpoint) -> None:
+    if endpoint.path:
+        await loop.create_unix_connection(lambda: link, endpoint.path)
+    elif endpoint.tls is None:
+        await loop.create_connection(lambda: link, endpoint.host, endpoint.port)
+    else:
+        name = endpoint.server_name or endpoint.host
+        await loop.create_connection(lambda: link, endpoint.host, endpoint.port, ssl=endpoint.tls, server_hostname=name)
 
 
 def _tolerable(command: bytes, error: str) -> bool:

@@ -1,11 +1,19 @@
-"""The limit store in Redis: one EVALSHA for each decision, on Redis's own clock, behind a circuit breaker."""
+"""The limit store on one Redis server: one EVALSHA for each decision, on Redis's own clock, behind a circuit breaker.
+
+A Cluster has one of these for each master (redis_cluster.py); a Sentinel deployment has one that is led to whichever
+server is the master (redis_sentinel.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hiredis import ReplyError
 
 from sidecar.core.breaker import Breaker
 from sidecar.core.limits import Charge, Done, StoreFailure, Verdict
@@ -14,7 +22,7 @@ from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, Redi
 from sidecar.edges.scripts import charge_script
 
 if TYPE_CHECKING:
-    from sidecar.edges.redis_endpoint import RedisEndpoint
+    from sidecar.edges.redis_endpoint import Locator
 
 TIMEOUT_S = 0.05
 NEWS_AFTER_S = 0.008
@@ -24,14 +32,70 @@ breaker for everyone."""
 CHARGES_MAX = 256
 """Charges of one decision; more are refused as overload."""
 
+REDIRECTIONS = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
+"""Error codes of a Cluster's node that executed nothing."""
+
 _US = 1_000_000
+
+
+@dataclass(slots=True, eq=False)
+class RedisCounts:
+    """What has happened, for metrics; the nodes of a Cluster share one.
+
+    Attributes:
+        failures: Decisions that Redis did not make (in a Cluster: parts of decisions).
+        connects: How often a connection became usable.
+        script_reloads: How often a server had forgotten the script.
+        redirections: By error code.
+        topology_changes: How often other servers became responsible.
+        refunds: Charges to be given back, because another part of their decision was denied or failed.
+        refunds_failed: Those that Redis did not confirm; they may stay counted.
+        breaker_opened_before: How often breakers had opened of nodes that are gone.
+        last_error_reply: The last error that Redis answered with, for the operator.
+    """
+
+    failures: dict[StoreFailure, int] = field(default_factory=lambda: dict.fromkeys(StoreFailure, 0))
+    connects: int = 0
+    script_reloads: int = 0
+    redirections: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REDIRECTIONS, 0))
+    topology_changes: int = 0
+    refunds: int = 0
+    refunds_failed: int = 0
+    breaker_opened_before: int = 0
+    last_error_reply: str = ""
+
+
+class Call(Protocol):
+    """A command that can be sent to another server than the first one."""
+
+    deadline: float
+    store: RedisStore
+
+    @property
+    def hops(self) -> int:
+        """How often it was sent elsewhere."""
+
+    def send_to(self, store: RedisStore, *, asking: bool) -> None:
+        """Send it to this server; with `asking`, to one that is only taking the slot over."""
+
+    def complete(self, reply: Any) -> None:
+        """Take a `StoreFailure`."""
+
+
+Redirect = Callable[[Call, str], bool]
+"""Takes a call that provably was not executed, and the error that says so. False: nothing can be done."""
+
+
+@functools.cache
+def _script() -> str:
+    return charge_script()
 
 
 class RedisStore:
     """A `LimitStore` on one Redis or Valkey server. Create it anywhere, `start` it in the event loop.
 
     Args:
-        endpoint: Which server.
+        locator: Which server.
         timeout_s: The longest that a decision waits for Redis.
         breaker: Opens when Redis stops answering.
         observe_latency: Called with the seconds that each answered decision took.
@@ -39,17 +103,17 @@ class RedisStore:
             cannot be made (once for each new reason; it holds no secret): for the log.
         in_flight_max: Commands that may await a reply at a time.
         stall_s: When to give up a connection that owes replies and sends nothing.
+        master_only: A server that is not a master is left again.
+        counts: Where to count; None: its own.
+        redirect: Follows a Cluster's redirections; None: they are errors like any other.
 
     Attributes:
         breaker: Its `state` and `opened_total` are for metrics.
-        failures: How often each failure was reported.
-        script_reloads_total: How often Redis had forgotten the script.
-        last_error_reply: The last error that Redis answered with, for the operator.
     """
 
     def __init__(
         self,
-        endpoint: RedisEndpoint,
+        locator: Locator,
         *,
         timeout_s: float = TIMEOUT_S,
         breaker: Breaker | None = None,
@@ -57,11 +121,15 @@ class RedisStore:
         on_connection: Callable[[str], None] = lambda _reason: None,
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
+        master_only: bool = False,
+        counts: RedisCounts | None = None,
+        redirect: Redirect | None = None,
     ) -> None:
-        script = charge_script()
+        script = _script()
         self.connection = RedisConnection(
-            endpoint,
+            locator,
             script,
+            master_only=master_only,
             on_connected=self._connected,
             on_disconnected=on_connection,
             in_flight_max=in_flight_max,
@@ -73,11 +141,44 @@ class RedisStore:
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reloads_under_way = 0
+        self._redirect = redirect
         self.breaker = breaker or Breaker()
         self.observe_latency = observe_latency
-        self.failures = dict.fromkeys(StoreFailure, 0)
-        self.script_reloads_total = 0
-        self.last_error_reply = ""
+        self.counts = counts or RedisCounts()
+
+    @property
+    def failures(self) -> dict[StoreFailure, int]:
+        """How often each failure was reported."""
+        return self.counts.failures
+
+    @property
+    def script_reloads_total(self) -> int:
+        """How often Redis had forgotten the script."""
+        return self.counts.script_reloads
+
+    @property
+    def last_error_reply(self) -> str:
+        """The last error that Redis answered with, for the operator."""
+        return self.counts.last_error_reply
+
+    @property
+    def nodes(self) -> tuple[RedisStore, ...]:
+        """All servers of this store."""
+        return (self,)
+
+    def detail(self) -> dict[str, object]:
+        """For /readyz; holds no secret."""
+        return {"topology": "single", **self.node_detail(), "last_error_reply": self.last_error_reply}
+
+    def node_detail(self) -> dict[str, object]:
+        """How this server is, as one of several; holds no secret."""
+        connection = self.connection
+        return {
+            "server": str(connection.endpoint or ""),
+            "connected": connection.connected,
+            "breaker": self.breaker.state.value,
+            "last_error": connection.last_error,
+        }
 
     def start(self) -> None:
         """Begin to connect, in the background; charges fail as unreachable until that is done."""
@@ -89,6 +190,7 @@ class RedisStore:
         await self.connection.close()
 
     def _connected(self) -> None:
+        self.counts.connects += 1
         self._reloads_under_way = 0
         self.breaker.half_open()
         self._on_connection("")
@@ -100,16 +202,16 @@ class RedisStore:
             return
         loop = self._loop
         if loop is None:
-            self._refuse(StoreFailure.UNREACHABLE, done)
+            self.refuse(StoreFailure.UNREACHABLE, done)
             return
         now = loop.time()
         latest = now + self._timeout_s
         if len(charges) > CHARGES_MAX:
-            self._refuse(StoreFailure.OVERLOADED, done)
+            self.refuse(StoreFailure.OVERLOADED, done)
         elif deadline <= now:
-            self._refuse(StoreFailure.TIMEOUT, done)
+            self.refuse(StoreFailure.TIMEOUT, done)
         elif not self.breaker.untroubled and not self.breaker.admit(int(now * _US)):
-            self._refuse(StoreFailure.CIRCUIT_OPEN, done)
+            self.refuse(StoreFailure.CIRCUIT_OPEN, done)
         else:
             # not loop time, which uvloop keeps in whole milliseconds
             by = deadline if deadline < latest else latest  # noqa: FURB136 - min() costs a call
@@ -117,13 +219,15 @@ class RedisStore:
             self.connection.send(pack_charges(self._evalsha, charges), call, now)
 
     def command(self, key: bytes, parts: tuple[bytes, ...], timeout_s: float, done: Callable[[Any], None]) -> None:
-        """Send any command; `done` takes what hiredis parsed, or a `StoreFailure`. Called once."""
-        del key  # one server has all of them
+        """Send any command about a key; `done` takes what hiredis parsed, or a `StoreFailure`. Called once."""
+        del key  # this server has all of them
         now = self._now()
-        self.connection.send(pack(parts), _AnyCommand(now + timeout_s, done), now)
+        call = _AnyCall(now + timeout_s, self, pack(parts), done)
+        self.connection.send(call.packed, call, now)
 
-    def _refuse(self, failure: StoreFailure, done: Done) -> None:
-        self.failures[failure] += 1
+    def refuse(self, failure: StoreFailure, done: Done) -> None:
+        """Count a failure and report it."""
+        self.counts.failures[failure] += 1
         done(failure)
 
     def _now(self) -> float:
@@ -142,17 +246,24 @@ class RedisStore:
             return
         if isinstance(reply, StoreFailure):
             self._count_against_breaker(reply, perf_counter() - call.started_at)
-            self._refuse(reply, call.done)
+            self.refuse(reply, call.done)
             return
         self.breaker.succeed()  # an error is an answer: there is no waiting to be spared
         text = str(reply)
         if text.startswith("NOSCRIPT") and not call.retried:
             self._retry(call)
-        else:
-            self.last_error_reply = text
+        elif not self.redirected(call, text):
+            self.counts.last_error_reply = text
             if text.startswith("READONLY"):
                 self.connection.drop()  # after a failover the name leads elsewhere
-            self._refuse(StoreFailure.ERROR_REPLY, call.done)
+            self.refuse(StoreFailure.ERROR_REPLY, call.done)
+
+    def redirected(self, call: Call, error: str) -> bool:
+        """Whether an error is a redirection that is being followed."""
+        if self._redirect is None or not error.startswith(REDIRECTIONS):
+            return False
+        self.counts.redirections[error.partition(" ")[0]] += 1
+        return self._redirect(call, error)
 
     def _count_against_breaker(self, failure: StoreFailure, waited_s: float) -> None:
         hurried = failure is StoreFailure.TIMEOUT and waited_s < min(self._timeout_s / 2, NEWS_AFTER_S)
@@ -166,29 +277,22 @@ class RedisStore:
 
         The first one brings the source with it; those behind it on the same connection find the script loaded.
         """
-        if self._reloads_under_way:
-            packed = pack_charges(self._evalsha, call.charges)
-            kind = _RetriedCall
-        else:
-            packed = pack_charges(self._eval, call.charges)
-            kind = _ReloadingCall
+        reloads = not self._reloads_under_way
+        if reloads:
             self._reloads_under_way += 1
-            self.script_reloads_total += 1
-        again = kind(call.deadline, self, call.charges, call.done, call.started_at)
-        self.connection.send(packed, again, self._now())
+            self.counts.script_reloads += 1
+        self._send_again(_AgainCall(call, self, reloads=reloads, retried=True, hops=call.hops, asking=call.asking))
 
+    def take_over(self, call: _ChargeCall, *, asking: bool) -> None:
+        """Send a charge here that another server provably did not make."""
+        self._send_again(_AgainCall(call, self, reloads=False, retried=False, hops=call.hops + 1, asking=asking))
 
-class _AnyCommand(Command):
-    """A command that is not a charge."""
-
-    __slots__ = ("_done",)
-
-    def __init__(self, deadline: float, done: Callable[[Any], None]) -> None:
-        super().__init__(deadline)
-        self._done = done
-
-    def complete(self, reply: Any) -> None:
-        self._done(reply)
+    def _send_again(self, call: _AgainCall) -> None:
+        packed = pack_charges(self._eval if call.reloads else self._evalsha, call.charges)
+        if call.asking:
+            self.connection.send_asking(packed, call, self._now())
+        else:
+            self.connection.send(packed, call, self._now())
 
 
 class _ChargeCall(Command):
@@ -198,6 +302,8 @@ class _ChargeCall(Command):
 
     retried = False
     reloads = False
+    asking = False
+    hops = 0
 
     def __init__(
         self, deadline: float, store: RedisStore, charges: Sequence[Charge], done: Done, started_at: float
@@ -212,18 +318,54 @@ class _ChargeCall(Command):
     def complete(self, reply: Any) -> None:
         self.store.settle(self, reply)
 
-
-class _RetriedCall(_ChargeCall):
-    """One that is sent again, because Redis did not know the script."""
-
-    __slots__ = ()
-
-    retried = True
+    def send_to(self, store: RedisStore, *, asking: bool) -> None:
+        store.take_over(self, asking=asking)
 
 
-class _ReloadingCall(_RetriedCall):
-    """The same, with the source."""
+class _AgainCall(_ChargeCall):
+    """One that is sent again because it provably was not executed.
 
-    __slots__ = ()
+    Attributes:
+        retried: The server did not know the script.
+        reloads: So it is sent with the source.
+        asking: The server is only taking the slot over, and is told that we know.
+        hops: How often it was sent to another server.
+    """
 
-    reloads = True
+    __slots__ = ("asking", "hops", "reloads", "retried")
+
+    def __init__(
+        self, call: _ChargeCall, store: RedisStore, *, retried: bool, reloads: bool, hops: int, asking: bool
+    ) -> None:
+        super().__init__(call.deadline, store, call.charges, call.done, call.started_at)
+        self.retried = retried
+        self.reloads = reloads
+        self.hops = hops
+        self.asking = asking
+
+
+class _AnyCall(Command):
+    """A command that is not a charge."""
+
+    __slots__ = ("_done", "hops", "packed", "store")
+
+    def __init__(self, deadline: float, store: RedisStore, packed: bytes, done: Callable[[Any], None]) -> None:
+        super().__init__(deadline)
+        self.store = store
+        self.packed = packed
+        self.hops = 0
+        self._done = done
+
+    def complete(self, reply: Any) -> None:
+        if not isinstance(reply, ReplyError) or not self.store.redirected(self, str(reply)):
+            self._done(reply)
+
+    def send_to(self, store: RedisStore, *, asking: bool) -> None:
+        self.store = store
+        self.waiting = True
+        self.hops += 1
+        now = asyncio.get_running_loop().time()
+        if asking:
+            store.connection.send_asking(self.packed, self, now)
+        else:
+            store.connection.send(self.packed, self, now)
