@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.decision import Decision, DenyReason
+from sidecar.edges.holds import new_hold
 from sidecar.envoy import ext_authz
 from sidecar.transport.service import Call, Refusal, UnaryMethod, wait_until
 
@@ -133,6 +134,8 @@ class CheckService:
         deadline = wait_until(check.call.deadline)
         if isinstance(step, pipeline.Charges):
             check.pending = step
+            if step.rule.reserves and not step.hold:
+                step.reserve(new_hold())
             check.request.keep_headers(step.rule.answer_headers)
             (self._local if step.local else self._store).charge(step.charges, deadline, check.charged)
         else:

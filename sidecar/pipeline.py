@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.core.authn import Keys, NeedKey, authenticate
 from sidecar.core.authz import Unmet
+from sidecar.core.bindings import charges_of, reservation_name
 from sidecar.core.claims import Rejected
 from sidecar.core.context import NO_REQUEST
 from sidecar.core.decision import NO_PARAMETERS, Decision, DenyReason
 from sidecar.core.limits import Charge, OnFailure, StoreFailure, Verdict
 from sidecar.core.paths import PathFault, canonical, canonical_host, is_plain_method
-from sidecar.core.selectors import SELECTORS_OF_REQUEST
 
 if TYPE_CHECKING:
+    from sidecar.core.bindings import LimitBinding
     from sidecar.core.context import RequestContext
+    from sidecar.core.limits import LimitOutcome
     from sidecar.core.policy import Policy
     from sidecar.core.principal import Principal
     from sidecar.core.rules import Matched, Rule
@@ -42,6 +44,15 @@ class Charges:
     charges: Sequence[Charge]
     local: bool = False
     """To be charged in this process: the store could not answer, and the policy says so."""
+    hold: int = 0
+    """What names the holds that are taken, 0 for none."""
+
+    def reserve(self, hold: int) -> None:
+        """Take what can be held under this number, which is nobody else's (`reservations.HOLD_MAX`)."""
+        self.hold = hold
+        for binding, charge in zip(self.rule.limits, self.charges, strict=True):
+            if binding.held:
+                charge.hold = hold
 
 
 ADMISSIONS_MAX = 10_000
@@ -71,7 +82,10 @@ def begin(
     if not rule.limits:
         return Decision(None, rule, principal, (), policy.generation, parameters)
     if charges is None:
-        charges = [binding.charge(request, principal, parameters) for binding in rule.limits]
+        asked = charges_of(rule.limits, request, principal, parameters)
+        if isinstance(asked, Unmet):
+            return _denied(policy, asked.reason, asked.detail, rule, principal)
+        charges = asked
     return Charges(policy, rule, principal, parameters, charges)
 
 
@@ -101,9 +115,10 @@ def _admit(rule: Rule, principal: Principal | None) -> tuple[Unmet | None, Seque
     if rule.authorize is not None:
         nobody = Unmet(DenyReason.ROLE_MISSING, "nobody was proved")
         unmet = rule.authorize.unmet(principal) if principal is not None else nobody
-    if any(isinstance(part, SELECTORS_OF_REQUEST) for binding in rule.limits for part in binding.key):
+    if unmet is not None or rule.charged_by_request:
         return unmet, None
-    return unmet, tuple(binding.charge(NO_REQUEST, principal, NO_PARAMETERS) for binding in rule.limits)
+    charges = charges_of(rule.limits, NO_REQUEST, principal, NO_PARAMETERS)
+    return (charges, None) if isinstance(charges, Unmet) else (None, charges)
 
 
 def settle(pending: Charges, result: Verdict | StoreFailure) -> Decision | Charges:
@@ -114,10 +129,24 @@ def settle(pending: Charges, result: Verdict | StoreFailure) -> Decision | Charg
     reason = None if result.allowed else DenyReason.LIMIT_EXCEEDED
     decision = Decision(reason, rule, pending.principal, result.outcomes, policy.generation, pending.parameters)
     decision.degraded = result.local
+    if rule.shadows:
+        shadows = [each.limit.name for each in result.outcomes if each.limit.shadow and not each.allowed]
+        decision.shadowed = tuple(shadows)
     if reason is not None:
-        exceeded = [repr(outcome.limit.name) for outcome in result.outcomes if not outcome.allowed]
+        exceeded = [repr(each.limit.name) for each in result.outcomes if not (each.allowed or each.limit.shadow)]
         decision.detail = f"limit {', '.join(exceeded)} is exceeded"
+    elif pending.hold:
+        bindings = _counted_here(rule) if pending.local else rule.limits
+        decision.reservation = reservation_name(bindings, pending.charges, result.outcomes, pending.hold)
+    if rule.warns:
+        decision.warned = _warned(result.outcomes)
     return decision
+
+
+def _warned(outcomes: Sequence[LimitOutcome]) -> tuple[str, ...]:
+    """The limits above their soft threshold."""
+    above = [each.limit.name for each in outcomes if (at := each.limit.warn_above) is not None and each.used > at]
+    return tuple(above)
 
 
 def _without_store(pending: Charges, failure: StoreFailure) -> Decision | Charges:
@@ -129,14 +158,20 @@ def _without_store(pending: Charges, failure: StoreFailure) -> Decision | Charge
         decision = _denied(policy, DenyReason.LIMITS_UNAVAILABLE, detail, rule, principal)
         decision.as_error = not pending.local and OnFailure.DENY not in wishes
         return decision
-    bound = zip(rule.limits, pending.charges, strict=True)
-    local = [charge for binding, charge in bound if binding.on_failure is OnFailure.LOCAL]
-    if local:
-        return Charges(policy, rule, principal, pending.parameters, local, local=True)
+    bindings = _counted_here(rule)
+    if bindings:
+        bound = zip(rule.limits, pending.charges, strict=True)
+        local = [charge for binding, charge in bound if binding in bindings]
+        return Charges(policy, rule, principal, pending.parameters, local, local=True, hold=pending.hold)
     decision = Decision(None, rule, principal, (), policy.generation, pending.parameters)
     decision.degraded = True
     decision.detail = detail
     return decision
+
+
+def _counted_here(rule: Rule) -> list[LimitBinding]:
+    """Whose charges this process makes by itself while the store cannot answer."""
+    return [binding for binding in rule.limits if binding.on_failure is OnFailure.LOCAL]
 
 
 def _denied(

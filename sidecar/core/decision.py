@@ -50,6 +50,7 @@ class DenyReason(enum.Enum):
     SCOPE_INSUFFICIENT = "scope_insufficient"
     ROLE_MISSING = "role_missing"
     # limits
+    COST_MALFORMED = "cost_malformed"
     LIMIT_EXCEEDED = "limit_exceeded"
     LIMITS_UNAVAILABLE = "limits_unavailable"
     # ourselves
@@ -119,6 +120,7 @@ def _rows() -> dict[DenyReason, ReasonRow]:
         r.KEYS_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
         r.SCOPE_INSUFFICIENT: ReasonRow(403, 7, scope, "Forbidden", "The token lacks a required scope."),
         r.ROLE_MISSING: ReasonRow(403, 7, none, "Forbidden", "The caller lacks a required role."),
+        r.COST_MALFORMED: request(400, "What the request costs is not stated as a number that is accepted."),
         r.LIMIT_EXCEEDED: ReasonRow(429, 8, none, "Too many requests", "A rate limit was exceeded."),
         r.LIMITS_UNAVAILABLE: unavailable("Rate limits cannot be checked at the moment."),
         r.DEADLINE_EXCEEDED: unavailable("The request could not be decided in time."),
@@ -144,6 +146,9 @@ class Decision:
         degraded: A limit was not enforced by Redis (policy `local` or `allow`).
         generation: The policy's generation that decided.
         parameters: What the rule's path parameters stand for.
+        reservation: The name of what the decision holds until it is settled (reservations.py), "" for nothing.
+        shadowed: Shadow limits that would have denied.
+        warned: Limits above their soft threshold.
     """
 
     reason: DenyReason | None
@@ -154,6 +159,9 @@ class Decision:
     parameters: Mapping[str, str] = field(default_factory=lambda: NO_PARAMETERS)
     as_error: bool = False
     degraded: bool = False
+    reservation: str = ""
+    shadowed: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
     detail: str = ""
     """For the operator's eyes (audit, explain): which claim, which scope. Never sent to a client, holds no secret."""
 

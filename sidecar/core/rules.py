@@ -14,15 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
 from sidecar.core.decision import NO_PARAMETERS
-from sidecar.core.limits import Charge, counter_key
 from sidecar.core.selectors import HeaderSelector
 
 if TYPE_CHECKING:
     from sidecar.core.authz import Condition
-    from sidecar.core.context import RequestContext
+    from sidecar.core.bindings import LimitBinding
     from sidecar.core.issuer import IssuerPolicy
-    from sidecar.core.limits import Limit, OnFailure
-    from sidecar.core.principal import Principal
     from sidecar.core.selectors import PathParameters, Selector
 
 PATH_SEGMENTS_MAX = 64
@@ -71,20 +68,21 @@ class RequestMatch:
     headers: tuple[HeaderMatch, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class LimitBinding:
-    """A limit as one rule uses it: the same counters wherever the same limit is named."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitAnswers:
+    """What answers say about limits in headers, besides `Retry-After` and the metadata.
 
-    limit: Limit
-    key: tuple[Selector, ...]
-    key_prefix: bytes
-    on_failure: OnFailure
-    cost: int = 1
+    Attributes:
+        ratelimit: `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
+        x_ratelimit: `X-RateLimit-Limit`, `-Remaining` and `-Reset` of the tightest limit.
+        reference: `RateLimit-Limit`, `-Remaining` and `-Reset`, as envoyproxy/ratelimit chooses and writes them.
+        shadow: `X-RateLimit-Shadow`: the shadow limits that would have denied.
+    """
 
-    def charge(self, request: RequestContext, principal: Principal | None, parameters: PathParameters) -> Charge:
-        """The limit applied to the request's key."""
-        parts = [selector.select(request, principal, parameters) for selector in self.key]
-        return Charge(self.limit, counter_key(self.key_prefix, parts), self.cost)
+    ratelimit: bool = True
+    x_ratelimit: bool = False
+    reference: bool = False
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -103,6 +101,11 @@ class Rule:
         challenge_scope: The `scope` attribute's value for insufficient_scope, "" for none.
         token_bytes_max: The longest token that any of the issuers accepts.
         answer_headers: Request headers that an answer may need once the limits are charged.
+        limit_answers: What answers say about limits besides metadata.
+        charged_by_request: Whether a charge depends on the request, or is a hold with a name of its own.
+        reserves: Whether any of the limits is held.
+        shadows: Whether any of the limits is a shadow.
+        warns: Whether any of the limits has a soft threshold.
     """
 
     name: str
@@ -116,14 +119,26 @@ class Rule:
     forward_credential: bool = False
     challenge: str = ""
     challenge_scope: str = ""
+    limit_answers: LimitAnswers = LimitAnswers()
     token_bytes_max: int = field(init=False)
     answer_headers: tuple[str, ...] = field(init=False)
+    charged_by_request: bool = field(init=False)
+    reserves: bool = field(init=False)
+    shadows: bool = field(init=False)
+    warns: bool = field(init=False)
 
     def __post_init__(self) -> None:
         longest = max((issuer.token_bytes_max for issuer in self.issuers.values()), default=0)
         object.__setattr__(self, "token_bytes_max", longest)
         sent_on = [selector.name for _, selector in self.upstream_headers if isinstance(selector, HeaderSelector)]
         object.__setattr__(self, "answer_headers", tuple(dict.fromkeys(("content-type", *sent_on))))
+        reserves = any(binding.held for binding in self.limits)
+        by_request = any(binding.by_request for binding in self.limits)
+        object.__setattr__(self, "reserves", reserves)
+        object.__setattr__(self, "charged_by_request", reserves or by_request)
+        object.__setattr__(self, "shadows", any(binding.limit.shadow for binding in self.limits))
+        warns = any(limit.warn_above is not None for binding in self.limits for limit in binding.limits)
+        object.__setattr__(self, "warns", warns)
         if self.anonymous == bool(self.issuers):
             raise ValueError(f"rule {self.name!r} must name issuers or be anonymous, not both or neither")
 

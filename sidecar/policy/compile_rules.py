@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
+from sidecar.core.bindings import LimitBinding
 from sidecar.core.limits import WINDOW_US_MAX, WINDOW_US_MIN, Algorithm, Limit, OnFailure
 from sidecar.core.rules import (
     ExactPath,
     HeaderMatch,
-    LimitBinding,
     PathPattern,
     PrefixPath,
     RequestMatch,

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sidecar.core.bindings import LimitBinding
 from sidecar.core.context import RequestContext
 from sidecar.core.decision import REASONS, Challenge, Decision, DenyReason
 from sidecar.core.issuer import IssuerPolicy, JwksFile
 from sidecar.core.limits import Limit, LimitOutcome, OnFailure
 from sidecar.core.principal import Principal
-from sidecar.core.rules import ExactPath, LimitBinding, RequestMatch, Rule
+from sidecar.core.rules import ExactPath, RequestMatch, Rule
 from sidecar.core.selectors import ClaimSelector, ConstantSelector, HeaderSelector, PathParameterSelector
 from sidecar.envoy import answers
 from sidecar.envoy.ext_authz import HEADERS_MAX, REQUEST_ID_CHARS_MAX, decode, encode, refusal, refusal_reason
