@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from sidecar.core.calendars import Calendar
@@ -191,6 +191,19 @@ class Charge:
         return self.key + self.limit.key_suffix
 
 
+class Source(enum.Enum):
+    """Where an outcome comes from."""
+
+    STORE = "store"
+    """It was asked."""
+    REMEMBERED = "remembered"
+    """An earlier denial by the store, still in force: this charge was not made."""
+    LEASE = "lease"
+    """Granted from what this process has taken ahead; the numbers are as of then, less what was granted since."""
+    UNASKED = "unasked"
+    """Nothing is known but the limit, and nothing was taken: a remembered denial has decided."""
+
+
 @dataclass(slots=True, eq=False)
 class LimitOutcome:
     """What a store says about one charge, as of its own clock.
@@ -202,7 +215,10 @@ class LimitOutcome:
         retry_after_us: Exact time after which a retry of the same cost passes this limit if nobody else takes from
             it; 0 when allowed. -1 when it never passes (the cost exceeds the limit).
         reset_after_us: Time until the limit is whole again, if nobody takes anything (fixed: until the window ends).
+        source: Where it comes from.
     """
+
+    source: ClassVar[Source] = Source.STORE
 
     limit: Limit
     allowed: bool
@@ -233,6 +249,9 @@ class StoreFailure(enum.Enum):
 
 
 Done: TypeAlias = Callable[["Verdict | StoreFailure"], None]
+
+OnDenied: TypeAlias = Callable[[Sequence[Charge], Verdict, float], None]
+"""Told what a store denied, and the `perf_counter` time, in seconds, from before it was asked."""
 
 
 class LimitStore(Protocol):

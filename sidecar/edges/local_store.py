@@ -76,6 +76,12 @@ class LocalStore:
             outcome.limit = charge.limit
         done(Verdict(all(outcome.allowed for outcome in decided.outcomes), decided.outcomes, local=True))
 
+    def used(self, charge: Charge) -> int:
+        """What is counted now under a charge's key."""
+        look = self._scale(Charge(charge.limit, charge.key, 0))
+        [outcome] = decide([look], self._now_us(), self._load).outcomes
+        return outcome.used
+
     def _scale(self, charge: Charge) -> Charge:
         limit = charge.limit
         scaled = self._scaled.get(limit)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hiredis import ReplyError
 
 from sidecar.core.breaker import Breaker
-from sidecar.core.limits import Charge, Done, StoreFailure, Verdict
+from sidecar.core.limits import Charge, Done, OnDenied, StoreFailure, Verdict
 from sidecar.edges.charge_command import pack_charges, read_verdict
 from sidecar.edges.redis_connection import IN_FLIGHT_MAX, STALL_S, Command, RedisConnection, pack
 from sidecar.edges.scripts import charge_script
@@ -99,6 +99,7 @@ class RedisStore:
         timeout_s: The longest that a decision waits for Redis.
         breaker: Opens when Redis stops answering.
         observe_latency: Called with the seconds that each answered decision took.
+        on_denied: Told of each denial, before `done`.
         on_connection: Called with "" when the connection has become usable, and with the reason when it is lost or
             cannot be made (once for each new reason; it holds no secret): for the log.
         in_flight_max: Commands that may await a reply at a time.
@@ -118,6 +119,7 @@ class RedisStore:
         timeout_s: float = TIMEOUT_S,
         breaker: Breaker | None = None,
         observe_latency: Callable[[float], None] | None = None,
+        on_denied: OnDenied | None = None,
         on_connection: Callable[[str], None] = lambda _reason: None,
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
@@ -144,6 +146,7 @@ class RedisStore:
         self._redirect = redirect
         self.breaker = breaker or Breaker()
         self.observe_latency = observe_latency
+        self.on_denied = on_denied
         self.counts = counts or RedisCounts()
 
     @property
@@ -242,7 +245,10 @@ class RedisStore:
                 self.breaker.succeed()
             if self.observe_latency is not None:
                 self.observe_latency(perf_counter() - call.started_at)
-            call.done(read_verdict(call.charges, reply))
+            verdict = read_verdict(call.charges, reply)
+            if not verdict.allowed and self.on_denied is not None:
+                self.on_denied(call.charges, verdict, call.started_at)
+            call.done(verdict)
             return
         if isinstance(reply, StoreFailure):
             self._count_against_breaker(reply, perf_counter() - call.started_at)
