@@ -2,60 +2,82 @@
 --
 --   used = ceil(previous * left / window) + current          left = time until the current bucket ends, 0 < left <= window
 --
--- State, one string of 16 bytes, big-endian: start of the current bucket in microseconds (8), previous (4), current (4).
--- It is the Lua twin of SlidingWindow in sidecar/core/windows.py, which says why each step is right.
--- Part of the one script that store loads: `counts` first, then the algorithms, then charge.lua.
+-- State, 16 bytes, big-endian: start of the current bucket in microseconds (8), previous (4), current (4).
+-- It is the Lua twin of SlidingWindow in sidecar/core/algorithms/windows.py, which says why each step is right.
+-- Part of the one script that a store loads, whose parts sidecar/edges/scripts.py lists. An algorithm is a function that
+-- makes its table of functions, so that a decision pays only for the algorithms that it uses.
 
-local sliding_window = {}
+local function sliding_window()
+  local algorithm = {}
 
-function sliding_window.read(raw, now, window)
-  local counter = {
-    window = window, now = now, at = now, start = now - math.fmod(now, window), previous = 0, current = 0, asked = 0,
-    dirty = false,
-  }
-  if not raw then
-    return counter
+  function algorithm.size()
+    return 16
   end
-  assert(#raw == 16, 'the key holds something other than a sliding window')
-  local start, previous, current = struct.unpack('>I8I4I4', raw)
-  if start > now + window then
-    counter.current, counter.dirty = math.min(previous + current, COUNT_MAX), true
-  elseif start >= counter.start then
-    counter.start, counter.previous, counter.current = start, previous, current
-    counter.at = math.max(now, start)
-  elseif start + window == counter.start then
-    counter.previous = current
-  end
-  return counter
-end
 
-function sliding_window.used(counter)
-  local faded, rest = multiply_divide(counter.previous, counter.start + counter.window - counter.at, counter.window)
-  if rest > 0 then
-    faded = faded + 1
+  function algorithm.read(counter, raw)
+    local now, window = counter.now, counter.window
+    local aligned = now - math.fmod(now, window)
+    counter.start = aligned
+    if not raw then
+      return
+    end
+    local start, previous, current = struct.unpack('>I8I4I4', raw)
+    if start > now + window then
+      counter.current, counter.dirty = math.min(previous + current, COUNT_MAX), true
+    elseif start >= aligned then
+      counter.start, counter.previous, counter.current = start, previous, current
+      counter.at = math.max(now, start)
+    elseif start + window == aligned then
+      counter.previous = current
+    end
   end
-  return faded + counter.current
-end
 
-function sliding_window.retry_after(counter, requests, cost)
-  local ends_after = counter.start + counter.window - counter.now
-  local room = requests - cost - counter.current
-  if room >= 0 then
-    return ends_after - multiply_divide(room, counter.window, counter.previous)
+  function algorithm.used(counter)
+    local previous = counter.previous
+    if previous == 0 then
+      return counter.current
+    end
+    local faded, rest = multiply_divide(previous, counter.start + counter.window - counter.at, counter.window)
+    if rest > 0 then
+      faded = faded + 1
+    end
+    return faded + counter.current
   end
-  return ends_after + counter.window - multiply_divide(requests - cost, counter.window, counter.current)
-end
 
-function sliding_window.reset_after(counter)
-  local ends_after = counter.start + counter.window - counter.now
-  if counter.current > 0 then
-    return ends_after + counter.window
-  elseif counter.previous > 0 then
-    return ends_after
+  function algorithm.add(counter, cost)
+    counter.current = math.min(counter.current + cost, COUNT_MAX)
   end
-  return 0
-end
 
-function sliding_window.pack(counter)
-  return struct.pack('>I8I4I4', counter.start, counter.previous, counter.current)
+  function algorithm.take_back(counter, cost)
+    local from_previous = math.max(cost - counter.current, 0)
+    counter.current = math.max(counter.current - cost, 0)
+    counter.previous = math.max(counter.previous - from_previous, 0)
+  end
+
+  function algorithm.wait(counter, room)
+    if algorithm.used(counter) <= room then
+      return 0
+    end
+    local ends_after = counter.start + counter.window - counter.now
+    if room >= counter.current then
+      return ends_after - multiply_divide(room - counter.current, counter.window, counter.previous)
+    end
+    return ends_after + counter.window - multiply_divide(room, counter.window, counter.current)
+  end
+
+  function algorithm.reset_after(counter)
+    local ends_after = counter.start + counter.window - counter.now
+    if counter.current > 0 then
+      return ends_after + counter.window
+    elseif counter.previous > 0 then
+      return ends_after
+    end
+    return 0
+  end
+
+  function algorithm.pack(counter)
+    return struct.pack('>I8I4I4', counter.start, counter.previous, counter.current)
+  end
+
+  return algorithm
 end

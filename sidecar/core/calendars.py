@@ -1,8 +1,8 @@
 """Windows of the calendar: days, weeks, months and years that begin at midnight of a time zone.
 
-Their boundaries are instants, each computed from a date of its own, never by adding a length: so a day of 23 or 25 hours
-is right. Where midnight does not exist (a zone may skip it) a day begins with its first instant; where it comes twice,
-with the first of the two.
+Their boundaries are instants, each computed from a date of its own, never by adding a length: so a day of 23 or 25
+hours is right. Where midnight does not exist (a zone may skip it) a day begins with its first instant; where it comes
+twice, with the first of the two.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PERIOD_US = {
     Period.MONTH: 31 * _DAY_US,
     Period.YEAR: 366 * _DAY_US,
 }
-"""What is said to be the length of a calendar limit's window (`Limit.window_us`); an hour of summer time aside, none is longer."""
+"""What is said to be a calendar window's length (`Limit.window_us`); but for an hour of summer time none is longer."""
 
 
 class Boundaries(NamedTuple):

@@ -8,13 +8,20 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
+from sidecar.core.algorithms.decide import Decided, decide
 from sidecar.core.limits import Charge, Done, Limit, LimitOutcome, Verdict
-from sidecar.core.windows import Decided, State, decide
+
+if TYPE_CHECKING:
+    from sidecar.core.algorithms.account import State
 
 KEYS_MAX = 65_536
 """Counters that are kept: some 25 MB when full."""
+
+PARTS_MAX = 1_000_000
+"""Entries of sliding logs (16 bytes each) and holds (some 150) that all counters have together."""
 
 _LIMITS_MAX = 4_096
 """Scaled limits that are remembered; policies have fewer."""
@@ -27,19 +34,22 @@ def _now_us() -> int:
 class _Entry(NamedTuple):
     state: State
     expires_us: int
+    parts: int
 
 
 class LocalStore:
     """A `LimitStore` in memory; it never fails.
 
-    When `keys_max` counters are kept, a new one takes the place of: one that has expired, else the least recently used
-    one that still has room, else, if every counter is exhausted, the least recently used of those (`forgotten_total`
-    counts them: each is a caller who could start afresh).
+    When `keys_max` counters are kept, or `parts_max` parts of them, a new one takes the place of: one that has expired,
+    else the least recently used one that still has room, else, if every counter is exhausted, the least recently used
+    of those (`forgotten_total` counts them: each is a caller who could start afresh).
 
     Args:
         share: The part of each limit that this process grants, 0 < share <= 1; rounded down, but at least 1 of a limit
             that is not 0.
         keys_max: The most counters that are kept.
+        parts_max: The most log entries and holds that are kept, all counters together; one counter may have as many
+            as its algorithm allows.
         now_us: The clock: microseconds since the epoch.
 
     Attributes:
@@ -47,11 +57,20 @@ class LocalStore:
         forgotten_total: See above.
     """
 
-    def __init__(self, *, share: float = 1.0, keys_max: int = KEYS_MAX, now_us: Callable[[], int] = _now_us) -> None:
+    def __init__(
+        self,
+        *,
+        share: float = 1.0,
+        keys_max: int = KEYS_MAX,
+        parts_max: int = PARTS_MAX,
+        now_us: Callable[[], int] = _now_us,
+    ) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, not {share}")
         self._share = share
         self._keys_max = keys_max
+        self._parts_max = parts_max
+        self._parts = 0
         self._now_us = now_us
         self._open: OrderedDict[bytes, _Entry] = OrderedDict()
         self._exhausted: OrderedDict[bytes, _Entry] = OrderedDict()
@@ -74,7 +93,7 @@ class LocalStore:
         self._remember(scaled, decided, now_us)
         for charge, outcome in zip(charges, decided.outcomes, strict=True):
             outcome.limit = charge.limit
-        done(Verdict(all(outcome.allowed for outcome in decided.outcomes), decided.outcomes, local=True))
+        done(Verdict(decided.allowed, decided.outcomes, local=True))
 
     def used(self, charge: Charge) -> int:
         """What is counted now under a charge's key."""
@@ -88,14 +107,8 @@ class LocalStore:
         if scaled is None:
             if len(self._scaled) >= _LIMITS_MAX:
                 self._scaled.clear()
-            scaled = self._scaled[limit] = Limit(
-                name=limit.name,
-                requests=max(int(limit.requests * self._share), min(limit.requests, 1)),
-                window_us=limit.window_us,
-                algorithm=limit.algorithm,
-                count_denied=limit.count_denied,
-            )
-        return Charge(scaled, charge.key, charge.cost)
+            scaled = self._scaled[limit] = _scaled(limit, self._share)
+        return Charge(scaled, charge.key, charge.cost, charge.op, charge.hold)
 
     def _load(self, key: bytes) -> State | None:
         entry = self._open.get(key) or self._exhausted.get(key)
@@ -107,31 +120,55 @@ class LocalStore:
             for charge, outcome in zip(charges, decided.outcomes, strict=True)
         }
         for key, state, lifetime_us in decided.writes:
-            self._put(key, _Entry(state, now_us + lifetime_us), exhausted.pop(key), now_us)
+            is_exhausted = exhausted.pop(key)
+            if lifetime_us > 0:
+                self._put(key, _Entry(state, now_us + lifetime_us, state.parts), is_exhausted, now_us)
+            else:
+                self._pop(key)
         for key, is_exhausted in exhausted.items():
             entry = self._open.get(key) or self._exhausted.get(key)
             if entry is not None:
                 self._put(key, entry, is_exhausted, now_us)
 
     def _put(self, key: bytes, entry: _Entry, exhausted: bool, now_us: int) -> None:
-        into, other = (self._exhausted, self._open) if exhausted else (self._open, self._exhausted)
-        if other.pop(key, None) is None and key not in into:
+        if not self._pop(key):
             self._make_room(now_us)
-        into[key] = entry
-        into.move_to_end(key)
+        while self._parts and self._parts + entry.parts > self._parts_max:
+            self._forget_one()
+        (self._exhausted if exhausted else self._open)[key] = entry
+        self._parts += entry.parts
+
+    def _pop(self, key: bytes) -> bool:
+        entry = self._open.pop(key, None) or self._exhausted.pop(key, None)
+        if entry is None:
+            return False
+        self._parts -= entry.parts
+        return True
 
     def _make_room(self, now_us: int) -> None:
         """Drop what has expired at the old ends, so that memory follows use; if there is no room still, one more."""
         for entries in (self._open, self._exhausted):
             if entries and next(iter(entries.values())).expires_us <= now_us:
-                entries.popitem(last=False)
-        if self.keys < self._keys_max:
-            return
+                self._parts -= entries.popitem(last=False)[1].parts
+        if self.keys >= self._keys_max:
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        """Drop the least recently used one that has room, or of those that have none."""
         if self._open:
-            self._open.popitem(last=False)
+            self._parts -= self._open.popitem(last=False)[1].parts
         else:
-            self._exhausted.popitem(last=False)
+            self._parts -= self._exhausted.popitem(last=False)[1].parts
             self.forgotten_total += 1
+
+
+def _scaled(limit: Limit, share: float) -> Limit:
+    """A share of a limit; of GCRA's burst no more than comes back in the time of the whole one."""
+    requests = max(int(limit.requests * share), min(limit.requests, 1))
+    burst = 0
+    if limit.burst:
+        burst = max(min(int(limit.burst * share), limit.burst * requests // limit.requests), 1)
+    return replace(limit, requests=requests, burst=burst)
 
 
 def _has_room(outcome: LimitOutcome) -> bool:

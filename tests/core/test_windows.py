@@ -7,8 +7,9 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidecar.core.algorithms.account import State
+from sidecar.core.algorithms.decide import decide
 from sidecar.core.limits import REQUESTS_MAX, WINDOW_US_MAX, Algorithm, Charge, Limit, LimitOutcome, counter_key
-from sidecar.core.windows import State, decide
 
 W = 60_000_000
 T0 = 1_800_000_000 * 1_000_000

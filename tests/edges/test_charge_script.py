@@ -10,8 +10,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sidecar.core.algorithms.account import State
+from sidecar.core.algorithms.decide import decide
 from sidecar.core.limits import REQUESTS_MAX, WINDOW_US_MAX, Algorithm, Charge, Limit
-from sidecar.core.windows import State, decide
 from sidecar.edges.scripts import charge_script
 
 T0 = 1_800_000_000 * 1_000_000
