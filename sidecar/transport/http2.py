@@ -69,16 +69,12 @@ class Http2Server:
         self._servers: list[asyncio.AbstractServer] = []
         self._sockets: list[tuple[UnixAddress, tuple[int, int] | None]] = []
         self._connections: set[Http2Connection] = set()
-        self._calls_in_flight = 0
+        self.calls_in_flight = 0
+        """How many calls have begun and are not answered; the connections count them."""
         self._held_bytes = 0
         self._draining = False
         self._all_gone: asyncio.Event
         self._to_flush: list[Http2Connection] = []
-
-    @property
-    def calls_in_flight(self) -> int:
-        """How many calls have begun and are not answered."""
-        return self._calls_in_flight
 
     @property
     def connections(self) -> int:
@@ -185,15 +181,6 @@ class Http2Server:
         self._connections.discard(connection)
         if self._draining and not self._connections:
             self._all_gone.set()
-
-    def begin_call(self) -> Refusal | None:
-        """Count a call in; the refusal, where there are too many (it is counted all the same, until it ends)."""
-        self._calls_in_flight += 1
-        return Refusal.OVERLOADED if self._calls_in_flight > self.limits.calls_in_flight_max else None
-
-    def end_call(self) -> None:
-        """Count a call out."""
-        self._calls_in_flight -= 1
 
     def hold_bytes(self, more: int) -> bool:
         """Account for bytes of incomplete messages; False when that is too many."""

@@ -46,15 +46,13 @@ from sidecar.transport.http2_calls import ENHANCE_YOUR_CALM, NO_ERROR, StreamCal
 from sidecar.transport.http2_settings import CONNECTION_WINDOW_BYTES
 from sidecar.transport.reporting import report
 from sidecar.transport.request_head import RequestHead
-from sidecar.transport.service import Status, UnaryMethod
+from sidecar.transport.service import Refusal, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sidecar.transport.deadlines import Expiring
     from sidecar.transport.http2 import Http2Server
     from sidecar.transport.request_head import Headers
-    from sidecar.transport.service import Refusal
 
 SLICE_BYTES = 8 * 1024
 EVENTS_PER_TURN = 256
@@ -81,7 +79,7 @@ class Http2Connection(asyncio.Protocol):
 
     def __init__(self, server: Http2Server, loop: asyncio.AbstractEventLoop) -> None:
         self.limits = server.limits
-        self._server = server
+        self.server = server
         self._loop = loop
         self._h2 = ngh2.Connection(ngh2.Role.SERVER, server.h2_configuration)
         self.answers = AnswerWriter(self._h2, self._flush_soon)
@@ -108,12 +106,12 @@ class Http2Connection(asyncio.Protocol):
         """asyncio: the peer has connected (and finished its TLS handshake)."""
         self._transport = cast("asyncio.Transport", transport)
         tls = transport.get_extra_info("ssl_object")
-        if not self._server.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+        if not self.server.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
             self._closing = True
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES, low=WRITE_LOW_WATER_BYTES)
-        self._h2.initiate_connection(self._server.h2_settings)
+        self._h2.initiate_connection(self.server.h2_settings)
         self._h2.set_local_window_size(CONNECTION_WINDOW_BYTES)
         self._flush()
         self._clock.arm()
@@ -139,7 +137,7 @@ class Http2Connection(asyncio.Protocol):
             call.closed()
         self._calls.clear()
         self._backlogged.clear()
-        self._server.forget(self)
+        self.server.forget(self)
 
     def pause_writing(self) -> None:
         """asyncio: the peer does not take what is sent; so nothing more is read from it."""
@@ -197,15 +195,15 @@ class Http2Connection(asyncio.Protocol):
     def _handle(self, events: Iterable[Event]) -> None:
         calls = self._calls
         for event in events:
-            if isinstance(event, DataReceived):
+            if type(event) is DataReceived:
                 call = calls.get(event.stream_id)
                 if call is not None:
                     call.receive(event.data, event.end_stream)
                 if not event.data and not event.end_stream:
                     self._count_control_frame(event)
-            elif isinstance(event, RequestReceived):
+            elif type(event) is RequestReceived:
                 self._begin(event.stream_id, event.headers, event.end_stream)
-            elif isinstance(event, StreamClosed):
+            elif type(event) is StreamClosed:
                 call = calls.pop(event.stream_id, None)
                 if call is not None:
                     call.closed()
@@ -217,40 +215,41 @@ class Http2Connection(asyncio.Protocol):
             self._watch_deadlines()
 
     def _begin(self, stream_id: int, headers: Headers, ended: bool) -> None:
+        server = self.server
         head = self._head
         if head is None or head.headers != headers:
-            head = self._head = RequestHead(headers, self._server.routes, self.limits)
-        method = head.method
-        if method is None or head.http_status:
+            head = self._head = RequestHead(headers, server.routes, self.limits)
+        deadline = self._now + head.answer_within_s
+        call: UnaryCall | StreamCall
+        if head.http_status:
             self._reject(stream_id, head)
             return
-        call: UnaryCall | StreamCall
-        if isinstance(method, UnaryMethod):
-            call = UnaryCall(self, stream_id, head, self._now, method)
+        if head.unary is not None:
+            call = UnaryCall(self, self.answers, stream_id, head, deadline)
+        elif head.streaming is not None:
+            call = StreamCall(self, self.answers, stream_id, head, deadline)
         else:
-            call = StreamCall(self, stream_id, head, self._now, method)
+            self._reject(stream_id, head)
+            return
         self._calls[stream_id] = call
-        refusal = self._server.begin_call() or head.refusal
+        server.calls_in_flight += 1
+        refusal = head.refusal if server.calls_in_flight <= self.limits.calls_in_flight_max else Refusal.OVERLOADED
         if refusal is not None:
             call.refuse(refusal)
             return
-        if head.answer_within_s != math.inf:
+        if deadline != math.inf:
             self._fresh.append(call)
-        if isinstance(call, StreamCall):
-            call.open()
+        if head.streaming is not None:
+            cast("StreamCall", call).open(head.streaming)
         if ended:
             call.receive(b"", True)
 
     def _watch_deadlines(self) -> None:
         """What the turn began and did not finish waits for its deadline."""
-        for call in self._fresh:
-            if not call.over and call.bucket is None:
-                deadline = call.deadline
-                if deadline > self._now:
-                    self._server.deadlines.add(deadline, call)
-                else:
-                    call.expire()
+        waiting = [call for call in self._fresh if not call.over]
         self._fresh.clear()
+        if waiting:
+            self.server.deadlines.watch(waiting, self._now)
 
     def _reject(self, stream_id: int, head: RequestHead) -> None:
         """No gRPC request, or no method of ours."""
@@ -308,23 +307,17 @@ class Http2Connection(asyncio.Protocol):
 
     # What calls ask for.
 
-    def call_over(self, call: Expiring) -> None:
-        """A call has ended; called once per call."""
-        self._server.end_call()
-        if call.bucket is not None:
-            self._server.deadlines.discard(call)
-
     def hold_bytes(self, more: int) -> bool:
         """Account for bytes of incomplete messages; False when the server holds too many."""
-        return self._server.hold_bytes(more)
+        return self.server.hold_bytes(more)
 
     def count_refusal(self, refusal: Refusal) -> None:
         """A unary call was refused."""
-        self._server.refused[refusal] += 1
+        self.server.refused[refusal] += 1
 
     def report(self, fault: Exception, method: str) -> None:
         """A handler raised."""
-        report(self._server.on_error, fault, method)
+        report(self.server.on_error, fault, method)
 
     def stream_output(self, call: StreamCall) -> None:
         """A stream has something queued."""
@@ -337,7 +330,7 @@ class Http2Connection(asyncio.Protocol):
     def _flush_soon(self) -> None:
         if not self._flush_due:
             self._flush_due = True
-            self._server.flush_soon(self)
+            self.server.flush_soon(self)
 
     def flush(self) -> None:
         """The server's: send what was answered outside of a turn."""

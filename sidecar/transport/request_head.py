@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.transport import grpc_framing
-from sidecar.transport.service import Refusal
+from sidecar.transport.service import Refusal, StreamMethod, UnaryMethod
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,28 +33,29 @@ class RequestHead:
     Attributes:
         headers: As received.
         path: `:path`.
-        method: What serves the path; None where nothing does.
+        unary, streaming: What serves the path, as one of the two; both None where nothing does.
         http_status: Not zero where this is no gRPC request: the HTTP status that says so.
         refusal: Why the call is refused before its message, if it is.
         encoding: `grpc-encoding`, empty where absent.
         answer_within_s: Seconds from the call's begin until it is refused for its deadline; may be infinite.
     """
 
-    __slots__ = ("answer_within_s", "encoding", "headers", "http_status", "method", "path", "refusal")
+    __slots__ = ("answer_within_s", "encoding", "headers", "http_status", "path", "refusal", "streaming", "unary")
 
     def __init__(self, headers: Headers, routes: Routes, limits: ServerLimits) -> None:
         fields = dict(headers)
         path = fields.get(b":path", b"")
         self.headers = headers
         self.path = path.decode("latin-1")
-        self.method = routes.get(path)
+        method = routes.get(path)
+        self.unary = method if isinstance(method, UnaryMethod) else None
+        self.streaming = method if isinstance(method, StreamMethod) else None
         self.http_status = _http_status(fields)
         self.encoding = fields.get(b"grpc-encoding", b"")
         self.refusal: Refusal | None = None
         self.answer_within_s = math.inf
-        cap_s: float | None = getattr(self.method, "answer_within_s", None)
-        if cap_s is not None:
-            self.answer_within_s = cap_s
+        if self.unary is not None and self.unary.answer_within_s is not None:
+            self.answer_within_s = self.unary.answer_within_s
         if len(fields) != len(headers) and _repeats_single(headers):
             self.refusal = Refusal.MESSAGE_MALFORMED
         elif _size_bytes(headers) > limits.header_list_bytes_max or len(headers) > limits.header_count_max:
