@@ -387,12 +387,7 @@ class RedisConnection:
     def _lost(self) -> None:
         self._link = None
 
-    async def _greet(self, loop: asyncio.AbstractEventLoop, link: _Link, endpoint: RedisEndpoint) -> None:
-        """Authenticate, name ourselves, ask the server's role and load the script, all in one write.
-
-        Raises:
-            GreetingError: The server refused.
-        """
+    def _greeting(self, endpoint: RedisEndpoint) -> list[tuple[bytes, ...]]:
         parts: list[tuple[bytes, ...]] = []
         if endpoint.username:
             parts.append((b"AUTH", endpoint.username.encode(), endpoint.password.encode()))
@@ -405,6 +400,15 @@ class RedisConnection:
             parts.append((b"ROLE",))
         if self._script:
             parts.append((b"SCRIPT", b"LOAD", self._script))
+        return parts
+
+    async def _greet(self, loop: asyncio.AbstractEventLoop, link: _Link, endpoint: RedisEndpoint) -> None:
+        """Authenticate, name ourselves, ask the server's role and load the script, all in one write.
+
+        Raises:
+            GreetingError: The server refused.
+        """
+        parts = self._greeting(endpoint)
         now = loop.time()
         commands = [_Awaited(now + GREETING_TIMEOUT_S, loop) for _ in parts]
         for part, command in zip(parts, commands, strict=True):

