@@ -18,6 +18,7 @@ which would count also what did not fit; not for shadow limits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
@@ -51,6 +52,8 @@ WATCHED_MAX: Final = 16_384
 
 RETURN_WITHIN_S: Final = 1.0
 """The longest that giving back may take. What passes by itself within this time is not given back."""
+
+CLOSE_WITHIN_S: Final = 0.5
 
 _LEASABLE: Final = {Algorithm.SLIDING_WINDOW, Algorithm.FIXED_WINDOW, Algorithm.GCRA}
 
@@ -116,6 +119,9 @@ class Leases:
         self._seen: dict[bytes, int] = {}
         self._span_ends_us = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._returning = 0
+        self._none_returning = asyncio.Event()
+        self._none_returning.set()
         self.taken_total = 0
         self.granted_total = 0
         self.returned_total = 0
@@ -125,12 +131,15 @@ class Leases:
         """Cost that was taken ahead and is neither granted nor given back: what could be admitted besides the limit."""
         return sum(lease.left for lease in self._held.values())
 
-    def close(self) -> None:
-        """Give everything back."""
+    async def close(self) -> None:
+        """Give everything back; waits CLOSE_WITHIN_S at most."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._give_back(list(self._held))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_WITHIN_S):
+                await self._none_returning.wait()
 
     def grant(self, charges: Sequence[Charge]) -> Verdict | None:
         """Grant a decision from what is held of every one of its keys; None where that is not enough."""
@@ -235,10 +244,15 @@ class Leases:
         rest = Charge(lease.limit, lease.key, lease.left, Op.REFUND)
 
         def returned(answer: Verdict | StoreFailure) -> None:
+            self._returning -= 1
+            if not self._returning:
+                self._none_returning.set()
             if isinstance(answer, Verdict):
                 self.returned_total += rest.cost
                 self._on_returned([key])
 
+        self._returning += 1
+        self._none_returning.clear()
         self._store.charge([rest], asyncio.get_running_loop().time() + RETURN_WITHIN_S, returned)
 
 

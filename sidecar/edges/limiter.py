@@ -85,13 +85,13 @@ class Limiter:
         self.leases = Leases(store, now_us, on_returned=self._freed)
         self.local: LimitStore = _Local(self.handover, self._overrides)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give back what is held, and stop."""
-        self.leases.close()
-        self.handover.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.handover.close()
+        await self.leases.close()
 
     def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         """Decide all charges together, then call `done`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sidecar.core.token_cache import TokenCache
     from sidecar.edges.audit_sink import AuditSink
     from sidecar.edges.jwks import JwksEngine
+    from sidecar.edges.limiter import Limiter
     from sidecar.edges.local_store import LocalStore
     from sidecar.edges.redis_store import RedisStore
     from sidecar.policy.holder import PolicyHolder
@@ -75,6 +76,23 @@ def local_store(store: LocalStore) -> Source:
     return lambda: [
         Sample("sidecar_local_limit_decisions_total", (), store.decisions_total),
         Sample("sidecar_local_counters_forgotten_total", (), store.forgotten_total),
+    ]
+
+
+def limiter(limiter: Limiter) -> Source:
+    """What stands in front of Redis: remembered denials, leases, debts."""
+    denials, leases, handover = limiter.denials, limiter.leases, limiter.handover
+    return lambda: [
+        Sample("sidecar_deny_cache_hits_total", (), denials.hits_total),
+        Sample("sidecar_deny_cache_entries", (), len(denials)),
+        Sample("sidecar_deny_cache_evictions_total", (), denials.evicted_total),
+        Sample("sidecar_lease_held", (), leases.held),
+        Sample("sidecar_lease_taken_total", (), leases.taken_total),
+        Sample("sidecar_lease_granted_total", (), leases.granted_total),
+        Sample("sidecar_lease_returned_total", (), leases.returned_total),
+        Sample("sidecar_handover_counters", (), handover.owed),
+        Sample("sidecar_handover_cost_total", ("counted",), handover.handed_total),
+        Sample("sidecar_handover_cost_total", ("lost",), handover.lost_total),
     ]
 
 

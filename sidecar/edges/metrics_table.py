@@ -95,6 +95,27 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         (),
         "Limit decisions made by the process itself while Redis was down.",
     ),
+    MetricRow("sidecar_deny_cache_hits_total", _C, (), "Charges that were denied from memory, without asking Redis."),
+    MetricRow("sidecar_deny_cache_entries", _G, (), "Denials that are remembered."),
+    MetricRow("sidecar_deny_cache_evictions_total", _C, (), "Denials that were forgotten early for want of room."),
+    MetricRow(
+        "sidecar_lease_held",
+        _G,
+        (),
+        "Cost taken ahead for hot keys and neither granted nor given back: what is granted beyond a sliding limit.",
+    ),
+    MetricRow("sidecar_lease_taken_total", _C, (), "Cost taken ahead for hot keys."),
+    MetricRow("sidecar_lease_granted_total", _C, (), "Cost granted from what was taken ahead, without asking Redis."),
+    MetricRow("sidecar_lease_returned_total", _C, (), "Cost taken ahead that was given back."),
+    MetricRow(
+        "sidecar_handover_counters", _G, (), "Counters in which Redis has yet to count what was granted without it."
+    ),
+    MetricRow(
+        "sidecar_handover_cost_total",
+        _C,
+        ("result",),
+        "Cost granted without Redis: counted there afterwards, or lost (its fate is unknown, or there was no room).",
+    ),
     MetricRow(
         "sidecar_ratelimit_total",
         _C,
