@@ -11,9 +11,6 @@ A limit applies only to a request with as many entries as the limit is deep. The
 envoyproxy/ratelimit, with one difference: keys and values are compared apart, where it compares `key_value` as one
 text (so that there `a` with `b_c` is `a_b` with `c`). A `*` within a *key* keeps its meaning: such a pattern is
 matched against `key_value`.
-
-Exact values and patterns of the form `prefix*` are found without looking at every descriptor of a level; other
-patterns are tried in turn.
 """
 
 from __future__ import annotations
@@ -21,25 +18,27 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
 
-from sidecar.core.limits import REQUESTS_MAX, US_PER_S, Algorithm, Limit, OnFailure, counter_key
-
-WILDCARD: Final = "*"
-
-NEAR_LIMIT_RATIO: Final = 0.8
-"""From this share of a limit on, its hits count as `near_limit` (the reference's NEAR_LIMIT_RATIO)."""
+from sidecar.core.descriptor_stats import NEAR_LIMIT_RATIO, OVERRIDE, LimitStats, NamedStats, near_threshold
+from sidecar.core.descriptor_tree import Level, Node
+from sidecar.core.limits import (
+    REQUESTS_MAX,
+    US_PER_S,
+    Algorithm,
+    Limit,
+    LimitOutcome,
+    OnFailure,
+    Source,
+    counter_key,
+)
 
 DOMAIN_LABEL_CHARS_MAX: Final = 64
 """How much of a domain's name stays readable in its counter keys; the whole name is part of their hash."""
 
 OVERRIDES_MAX: Final = 1024
 """How many different limits brought along by requests a domain keeps compiled; when full it starts over."""
-
-
-OVERRIDE: Final = "(override)"
-"""Stands for all limits that requests brought along, in statistics."""
 
 
 class Unit(enum.IntEnum):
@@ -89,7 +88,7 @@ class RateLimitRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescriptorRule:
-    """One descriptor as written; an empty `value` stands for any."""
+    """One descriptor as written; an empty `value` stands for any. `metadata` is what JSON can say; never changed."""
 
     key: str
     value: str = ""
@@ -98,6 +97,9 @@ class DescriptorRule:
     shadow_mode: bool = False
     quota_mode: bool = False
     share_threshold: bool = False
+    detailed_metric: bool = False
+    value_to_metric: bool = False
+    metadata: Mapping[str, Any] | None = None
 
     @property
     def composite(self) -> str:
@@ -105,31 +107,41 @@ class DescriptorRule:
         return f"{self.key}_{self.value}" if self.value else self.key
 
 
-@dataclass(slots=True, eq=False)
-class LimitStats:
-    """What one configured limit has counted, in hits (not requests), under the reference's names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """How limits are counted; the reference's way unless it is said otherwise.
 
-    `limit` is its path, `key_value.key_value`, made of the configuration alone and never of a request's values, so
-    there are as many as there are limits.
+    Attributes:
+        count_denied: None: with `fixed_window` alone, as the reference counts.
+        burst: `gcra` only: what may be taken at once; 0: as much as the limit.
+        hold_us: `concurrency` only: when a request that never ended stops to count; 0: after the limit's unit.
+        lease: Hits that a process may take ahead for a hot key and grant by itself; 0: none.
     """
 
-    domain: str
-    limit: str
-    total_hits: int = 0
-    over_limit: int = 0
-    near_limit: int = 0
-    within_limit: int = 0
-    shadow_mode: int = 0
+    algorithm: Algorithm = Algorithm.FIXED_WINDOW
+    count_denied: bool | None = None
+    burst: int = 0
+    hold_us: int = 0
+    lease: int = 0
 
-    def outcomes(self) -> dict[str, int]:
-        """The figures by name. They overlap: near hits may be within, shadow hits are over, all are in the total."""
-        return {
-            "total_hits": self.total_hits,
-            "within_limit": self.within_limit,
-            "near_limit": self.near_limit,
-            "over_limit": self.over_limit,
-            "shadow_mode": self.shadow_mode,
-        }
+    def limit(self, name: str, requests: int, window_us: int, *, shadow: bool = False) -> Limit:
+        """A limit that is counted so.
+
+        Raises:
+            ValueError: There is no such limit.
+        """
+        fixed = self.algorithm is Algorithm.FIXED_WINDOW
+        return Limit(
+            name=name,
+            requests=requests,
+            window_us=window_us,
+            algorithm=self.algorithm,
+            count_denied=fixed if self.count_denied is None else self.count_denied,
+            shadow=shadow,
+            burst=self.burst if requests else 0,
+            hold_us=self.hold_us,
+            lease=self.lease,
+        )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -139,9 +151,13 @@ class DescriptorLimit:
     Attributes:
         limit: What is charged; None where the descriptor is `unlimited`.
         unit: Of the answer's `current_limit`.
+        stats: What it has counted; but see `named_levels`.
         unit_multiplier: How many units the window has; 1 but for overrides in requests.
         near_threshold: Above this count a hit is near the limit.
         patterns: Where `share_threshold` is set, the entry's index and the pattern that stands for its value.
+        named_levels: Where `detailed_metric` or `value_to_metric` is set: each level's part of the statistic's name,
+            None where the request's value belongs into it.
+        metadata: For the answer's dynamic metadata.
         encoded: What the adapter to the wire keeps with the limit, so that it is encoded once.
     """
 
@@ -155,27 +171,34 @@ class DescriptorLimit:
     quota_mode: bool = False
     near_threshold: int = 0
     patterns: tuple[tuple[int, str, str], ...] = ()
+    named_levels: tuple[str | None, ...] = ()
+    metadata: Mapping[str, Any] | None = None
     encoded: tuple[bytes, bytes] | None = None
 
-    def count(self, hits: int, used: int, *, allowed: bool) -> None:
-        """Add one outcome to the statistics; `used` is the window's count including these hits."""
-        stats = self.stats
+    def count(self, stats: LimitStats, hits: int, outcome: LimitOutcome) -> None:
+        """Add one outcome to the statistics; `outcome.used` includes these hits where they were counted."""
         stats.total_hits += hits
-        before = used - hits
-        if allowed:
+        if not outcome.allowed:
+            over = hits
+            if outcome.source is Source.REMEMBERED:
+                stats.over_limit_with_local_cache += hits
+            elif self.limit is not None and self.limit.count_denied and outcome.used > self.limit.requests:
+                over = self._over(stats, hits, outcome.used, self.limit.requests)
+            stats.over_limit += over
+            if self.shadow_mode:
+                stats.shadow_mode += over
+        elif outcome.source is not Source.UNASKED:
             stats.within_limit += hits
-            if used > self.near_threshold:
-                stats.near_limit += used - max(before, self.near_threshold)
-            return
-        requests = self.limit.requests if self.limit is not None else 0
-        if used <= requests:  # refused by a part of the limit, which is what one process grants without Redis
-            stats.over_limit += hits
-        else:
-            stats.over_limit += used - max(before, requests)
-            if before < requests:
-                stats.near_limit += requests - max(before, self.near_threshold)
-        if self.shadow_mode:
-            stats.shadow_mode += hits
+            near = outcome.used - self.near_threshold
+            if near > 0:
+                stats.near_limit += near if near < hits else hits  # noqa: FURB136 - min() costs a call
+
+    def _over(self, stats: LimitStats, hits: int, used: int, requests: int) -> int:
+        """How many of these hits are beyond the limit; those before them that are near it are counted."""
+        before = used - hits
+        if before < requests:
+            stats.near_limit += requests - max(before, self.near_threshold)
+        return used - max(before, requests)
 
 
 class Entry(Protocol):
@@ -190,141 +213,100 @@ class Entry(Protocol):
         """Which one this request has; may be empty."""
 
 
-class _Glob:
-    """A pattern with `*`, matched in time linear in the text for each part between two stars."""
+@dataclass(frozen=True, slots=True)
+class HeaderNames:
+    """Names of the response headers that tell a limit, what remains of it, and the seconds until it starts afresh."""
 
-    __slots__ = ("_first", "_fixed_chars", "_last", "_middle")
-
-    def __init__(self, pattern: str) -> None:
-        self._first, *middle, self._last = pattern.split(WILDCARD)
-        self._middle = [part for part in middle if part]
-        self._fixed_chars = len(pattern) - pattern.count(WILDCARD)
-
-    def matches(self, text: str) -> bool:
-        """Whether the whole text fits."""
-        if len(text) < self._fixed_chars or not text.startswith(self._first) or not text.endswith(self._last):
-            return False
-        start = len(self._first)
-        end = len(text) - len(self._last)
-        for part in self._middle:
-            start = text.find(part, start, end)
-            if start < 0:
-                return False
-            start += len(part)
-        return True
+    limit: str = "RateLimit-Limit"
+    remaining: str = "RateLimit-Remaining"
+    reset: str = "RateLimit-Reset"
 
 
-class _Node:
-    """A descriptor of the compiled tree."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitOptions:
+    """What the reference takes from its environment, and what it does not have.
 
-    __slots__ = ("children", "limit", "order")
+    Attributes:
+        on_failure: What an answer is while the counters cannot be read.
+        shadow_mode: No answer as a whole is OVER_LIMIT; statuses are as ever.
+        quota_mode: Every limit is in quota mode.
+        near_limit_ratio: From this share of a limit on, its hits count as near.
+        response_headers: Headers that answers carry.
+        shadow_header: Name of a response header that lists the limits in shadow that would have refused.
+        response_dynamic_metadata: Answers carry what was asked, and the metadata of what passed.
+        merge_domains: Several files may have the same domain.
+        algorithms: Counting by `domain` or `domain/path`, for all limits at the path and below; the longest counts.
+    """
 
-    def __init__(self, order: int, limit: DescriptorLimit | None, children: _Level | None) -> None:
-        self.order = order
-        self.limit = limit
-        self.children = children
-
-
-class _Patterns:
-    """Patterns over one text; `first` finds the one that stands first in the file."""
-
-    __slots__ = ("_others", "_prefixes")
-
-    def __init__(self, patterns: Iterable[tuple[str, _Node]]) -> None:
-        by_length: dict[int, dict[str, _Node]] = {}
-        others: list[tuple[_Glob, _Node]] = []
-        for pattern, node in patterns:
-            prefix = pattern[:-1]
-            if pattern.endswith(WILDCARD) and WILDCARD not in prefix:
-                by_length.setdefault(len(prefix), {})[prefix] = node
-            else:
-                others.append((_Glob(pattern), node))
-        self._prefixes = tuple(by_length.items())
-        self._others = tuple(others)
-
-    def first(self, text: str) -> _Node | None:
-        """The first pattern's node that matches."""
-        best: _Node | None = None
-        for length, nodes in self._prefixes:
-            node = nodes.get(text[:length])
-            if node is not None and (best is None or node.order < best.order):
-                best = node
-        for glob, node in self._others:
-            if best is not None and best.order < node.order:
-                break
-            if glob.matches(text):
-                return node
-        return best
+    on_failure: OnFailure = OnFailure.ERROR
+    shadow_mode: bool = False
+    quota_mode: bool = False
+    near_limit_ratio: float = NEAR_LIMIT_RATIO
+    response_headers: HeaderNames | None = None
+    shadow_header: str | None = None
+    response_dynamic_metadata: bool = False
+    merge_domains: bool = False
+    algorithms: Mapping[str, Counting] = field(default_factory=dict)
 
 
-class _Key:
-    """All descriptors of one level that have the same key."""
-
-    __slots__ = ("any_value", "patterns", "values")
-
-    def __init__(self, nodes: Sequence[tuple[DescriptorRule, _Node]]) -> None:
-        self.values = {rule.value: node for rule, node in nodes if rule.value}
-        self.any_value = next((node for rule, node in nodes if not rule.value), None)
-        patterns = [(rule.value, node) for rule, node in nodes if WILDCARD in rule.value and WILDCARD not in rule.key]
-        self.patterns = _Patterns(patterns) if patterns else None
-
-
-_NO_KEY: Final = _Key(())
-
-
-class _Level:
-    """The descriptors that stand beside each other."""
-
-    __slots__ = ("_composite_patterns", "_keys")
-
-    def __init__(self, nodes: Sequence[tuple[DescriptorRule, _Node]]) -> None:
-        by_key: dict[str, list[tuple[DescriptorRule, _Node]]] = {}
-        for rule, node in nodes:
-            by_key.setdefault(rule.key, []).append((rule, node))
-        self._keys = {key: _Key(of_key) for key, of_key in by_key.items()}
-        composite = [(rule.composite, node) for rule, node in nodes if WILDCARD in rule.key]
-        self._composite_patterns = _Patterns(composite) if composite else None
-
-    def find(self, key: str, value: str) -> _Node | None:
-        """The descriptor to take for one entry; the module's docstring has the order."""
-        of_key = self._keys.get(key, _NO_KEY)
-        node = of_key.values.get(value)
-        if node is not None:
-            return node
-        if of_key.patterns is not None:
-            node = of_key.patterns.first(value)
-        if self._composite_patterns is not None:
-            other = self._composite_patterns.first(f"{key}_{value}")
-            if other is not None and (node is None or other.order < node.order):
-                node = other
-        return node if node is not None else of_key.any_value
+_AS_THE_REFERENCE: Final = RateLimitOptions()
 
 
 class Domain:
     """One domain's tree.
 
-    Attributes:
+    Args:
         name: As requests name it.
+        descriptors: In the files' order.
+        options: Of the whole service.
+
+    Attributes:
         key_label: The readable part of its counter keys: `rl/<name>:`, where what is not a letter, digit, `.`
             or `-` reads `_`. No limit of a policy can have a name with a slash, so the two never share a counter.
         limits: All limits of the tree, in the files' order.
         override_stats: What limits given in requests have counted, together.
+        named_stats: What limits with `detailed_metric` or `value_to_metric` have counted.
+        replaces: Some limit replaces others.
+        algorithms_used: The keys of `options.algorithms` that name a place of this tree.
+        asked: What the adapter to the wire remembers of the descriptors that it has seen.
+
+    Raises:
+        ValueError: A limit cannot be counted as `options.algorithms` say.
     """
 
-    __slots__ = ("_overrides", "_root", "key_label", "limits", "name", "override_stats")
+    __slots__ = (
+        "_overrides",
+        "_root",
+        "algorithms_used",
+        "asked",
+        "key_label",
+        "limits",
+        "name",
+        "named_stats",
+        "options",
+        "override_stats",
+        "replaces",
+    )
 
-    def __init__(self, name: str, descriptors: Sequence[DescriptorRule]) -> None:
+    def __init__(
+        self, name: str, descriptors: Sequence[DescriptorRule], options: RateLimitOptions = _AS_THE_REFERENCE
+    ) -> None:
         self.name = name
+        self.options = options
         self.key_label = b"rl/%b:" % re.sub(r"[^A-Za-z0-9.-]", "_", name)[:DOMAIN_LABEL_CHARS_MAX].encode("ascii")
         self.limits: list[DescriptorLimit] = []
         self.override_stats = LimitStats(name, OVERRIDE)
+        self.named_stats = NamedStats(name, {})
+        self.algorithms_used: set[str] = set()
+        self.asked: dict[bytes, Any] = {}
         self._overrides: dict[tuple[int, Unit, int], DescriptorLimit] = {}
-        self._root = self._compile(descriptors, "", ())
+        self._root = self._compile(descriptors, _Place(self._counting("", Counting())))
+        self.replaces = any(limit.replaces for limit in self.limits)
 
     def find(self, entries: Iterable[Entry]) -> DescriptorLimit | None:
         """The limit that applies to a descriptor, or None."""
-        level: _Level | None = self._root
-        node: _Node | None = None
+        level: Level[DescriptorLimit] | None = self._root
+        node: Node[DescriptorLimit] | None = None
         for entry in entries:
             if level is None:
                 return None
@@ -332,7 +314,7 @@ class Domain:
             if node is None:
                 return None
             level = node.children
-        return node.limit if node is not None else None
+        return node.carries if node is not None else None
 
     def override(self, requests: int, unit: Unit, unit_multiplier: int = 1) -> DescriptorLimit:
         """A limit that a request brought along.
@@ -343,7 +325,9 @@ class Domain:
         given = requests, unit, unit_multiplier
         limit = self._overrides.get(given)
         if limit is None:
-            limit = _descriptor_limit(requests, unit, self.override_stats, unit_multiplier)
+            counting = self._counting("", Counting())
+            rule = DescriptorRule(key="", rate_limit=RateLimitRule(unit=unit, requests_per_unit=requests))
+            limit = self._limit(rule, self.override_stats, counting, unit_multiplier)
             if len(self._overrides) >= OVERRIDES_MAX:
                 self._overrides.clear()
             self._overrides[given] = limit
@@ -365,49 +349,94 @@ class Domain:
                 parts += (entry.key, entry.value)
         return counter_key(prefix + self.key_label, parts)
 
-    def _compile(
-        self, rules: Sequence[DescriptorRule], parent: str, patterns: tuple[tuple[int, str, str], ...], depth: int = 0
-    ) -> _Level | None:
-        nodes: list[tuple[DescriptorRule, _Node]] = []
-        for order, rule in enumerate(rules):
-            path = f"{parent}.{rule.composite}" if parent else rule.composite
-            shared = (*patterns, (depth, rule.key, rule.value)) if rule.share_threshold else patterns
-            limit = _compile_limit(rule, LimitStats(self.name, path), shared)
-            if limit is not None:
-                self.limits.append(limit)
-            nodes.append((rule, _Node(order, limit, self._compile(rule.descriptors, path, shared, depth + 1))))
-        return _Level(nodes) if nodes else None
-
-
-def _compile_limit(
-    rule: DescriptorRule, stats: LimitStats, patterns: tuple[tuple[int, str, str], ...]
-) -> DescriptorLimit | None:
-    rate_limit = rule.rate_limit
-    if rate_limit is None:
-        return None
-    if rate_limit.unit is None:
-        return DescriptorLimit(
-            limit=None, unit=None, stats=stats, name=rate_limit.name, replaces=frozenset(rate_limit.replaces)
+    def stats_of(self, limit: DescriptorLimit, entries: Iterable[Entry]) -> LimitStats:
+        """Where a descriptor's hits are counted."""
+        if not limit.named_levels:
+            return limit.stats
+        named = zip(limit.named_levels, entries, strict=True)
+        return self.named_stats.get(
+            ".".join(_runtime_name(entry) if fixed is None else fixed for fixed, entry in named)
         )
-    compiled = _descriptor_limit(rate_limit.requests_per_unit, rate_limit.unit, stats)
-    compiled.name = rate_limit.name
-    compiled.replaces = frozenset(rate_limit.replaces)
-    compiled.shadow_mode = rule.shadow_mode
-    compiled.quota_mode = rule.quota_mode
-    compiled.patterns = patterns
-    return compiled
+
+    def _compile(self, rules: Sequence[DescriptorRule], above: _Place) -> Level[DescriptorLimit] | None:
+        nodes: list[tuple[DescriptorRule, Node[DescriptorLimit]]] = []
+        for order, rule in enumerate(rules):
+            here = above.below(rule)
+            here.counting = self._counting(here.path, above.counting)
+            limit = None
+            if rule.rate_limit is not None:
+                limit = self._limit(rule, LimitStats(self.name, here.path), here.counting)
+                limit.patterns = here.patterns
+                limit.named_levels = here.named_levels(rule)
+                self.limits.append(limit)
+            nodes.append((rule, Node(order, limit, self._compile(rule.descriptors, here))))
+        return Level(nodes) if nodes else None
+
+    def _counting(self, path: str, default: Counting) -> Counting:
+        name = f"{self.name}/{path}" if path else self.name
+        found = self.options.algorithms.get(name)
+        if found is None:
+            return default
+        self.algorithms_used.add(name)
+        return found
+
+    def _limit(
+        self, rule: DescriptorRule, stats: LimitStats, counting: Counting, unit_multiplier: int = 1
+    ) -> DescriptorLimit:
+        written, options = rule.rate_limit, self.options
+        if written is None:
+            raise AssertionError("the rule has a limit")
+        quota_mode = rule.quota_mode or options.quota_mode
+        limit = None
+        if written.unit is not None:
+            # what does not refuse by itself must not keep the others of a decision from being counted
+            shadow = rule.shadow_mode or quota_mode or options.shadow_mode
+            window_us = written.unit.seconds * unit_multiplier * US_PER_S
+            limit = counting.limit(f"{self.name}.{stats.limit}", written.requests_per_unit, window_us, shadow=shadow)
+        return DescriptorLimit(
+            limit=limit,
+            unit=written.unit,
+            unit_multiplier=unit_multiplier,
+            stats=stats,
+            name=written.name,
+            replaces=frozenset(written.replaces),
+            shadow_mode=rule.shadow_mode,
+            quota_mode=quota_mode,
+            near_threshold=near_threshold(written.requests_per_unit, options.near_limit_ratio),
+            metadata=rule.metadata or None,
+        )
 
 
-def _descriptor_limit(requests: int, unit: Unit, stats: LimitStats, unit_multiplier: int = 1) -> DescriptorLimit:
-    limit = Limit(
-        name=f"{stats.domain}.{stats.limit}",
-        requests=requests,
-        window_us=unit.seconds * unit_multiplier * US_PER_S,
-        algorithm=Algorithm.FIXED_WINDOW,
-        count_denied=True,
-    )
-    near = int(requests * NEAR_LIMIT_RATIO)
-    return DescriptorLimit(limit=limit, unit=unit, unit_multiplier=unit_multiplier, stats=stats, near_threshold=near)
+def _runtime_name(entry: Entry) -> str:
+    return f"{entry.key}_{entry.value}" if entry.value else entry.key
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where in the tree compiling is."""
+
+    counting: Counting
+    rules: tuple[DescriptorRule, ...] = ()
+
+    def below(self, rule: DescriptorRule) -> _Place:
+        return replace(self, rules=(*self.rules, rule))
+
+    @property
+    def path(self) -> str:
+        return ".".join(rule.composite for rule in self.rules)
+
+    @property
+    def patterns(self) -> tuple[tuple[int, str, str], ...]:
+        shared = enumerate(self.rules)
+        return tuple((depth, rule.key, rule.value) for depth, rule in shared if rule.share_threshold)
+
+    def named_levels(self, leaf: DescriptorRule) -> tuple[str | None, ...]:
+        """What `DescriptorLimit.named_levels` is: the leaf's `detailed_metric` counts for all levels."""
+        levels = tuple(
+            None if (leaf.detailed_metric or rule.value_to_metric) and not rule.share_threshold else rule.composite
+            for rule in self.rules
+        )
+        return levels if None in levels else ()
 
 
 @dataclass(slots=True, eq=False)
@@ -416,27 +445,39 @@ class RateLimitConfig:
 
     Attributes:
         domains: By name.
-        on_failure: What an answer is while the counters cannot be read.
+        options: Of the whole service.
+        warnings: What is loaded and surely not meant so, for the log: one line each, with file and line.
+        by_wire_name: The domains by their names' UTF-8.
+        has_extras: An answer may be more than its statuses.
         stats: By domain and limit, for the collector of metrics; limits whose paths read the same share one.
     """
 
     domains: Mapping[str, Domain]
-    on_failure: OnFailure = OnFailure.ERROR
+    options: RateLimitOptions = field(default_factory=RateLimitOptions)
+    warnings: tuple[str, ...] = ()
+    by_wire_name: Mapping[bytes, Domain] = field(init=False)
+    has_extras: bool = field(init=False)
     stats: dict[tuple[str, str], LimitStats] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._share_stats()
+        self.by_wire_name = {name.encode("utf-8", "surrogatepass"): domain for name, domain in self.domains.items()}
+        options = self.options
+        headers = options.response_headers is not None or options.shadow_header is not None
+        self.has_extras = headers or options.shadow_mode or options.response_dynamic_metadata
+        self._share_stats({})
 
     def continue_from(self, previous: RateLimitConfig) -> None:
         """Count on where `previous` counts, for the limits that are still there: called when a policy is replaced."""
         self.stats = {label: previous.stats.get(label, stats) for label, stats in self.stats.items()}
-        self._share_stats()
+        self._share_stats(previous.domains)
 
-    def _share_stats(self) -> None:
-        for domain in self.domains.values():
+    def _share_stats(self, previous: Mapping[str, Domain]) -> None:
+        for name, domain in self.domains.items():
             domain.override_stats = self._shared(domain.override_stats)
             for limit in domain.limits:
                 limit.stats = self._shared(limit.stats)
+            seen = previous[name].named_stats.seen if name in previous else {}
+            domain.named_stats = NamedStats(name, self.stats, seen)
 
     def _shared(self, stats: LimitStats) -> LimitStats:
         return self.stats.setdefault((stats.domain, stats.limit), stats)

@@ -1,70 +1,38 @@
 """RateLimitService.ShouldRateLimit: a RateLimitRequest's bytes to charges, what came of them to a RateLimitResponse's.
 
-    parse -> domain -> a limit for each descriptor -> replaced ones dropped -> one `charge` for all -> statuses in order
+    split -> domain -> a limit for each descriptor -> replaced ones dropped -> one `charge` for all -> statuses in order
 
 A request that cannot be decided ends in a gRPC error, which Envoy turns into "allow" or "deny" by its own
 `failure_mode_deny`; the reference does the same, with status UNKNOWN for each:
 
     INVALID_ARGUMENT     not a RateLimitRequest; no domain; no descriptor, or more than DESCRIPTORS_MAX; an override
-                         whose unit is not known or whose window is too long
+                         whose unit is not known or whose window is too long; not a reservation's name
     FAILED_PRECONDITION  not one domain is configured
-    UNIMPLEMENTED        a refund (`is_negative_hits`) of a limit
     UNAVAILABLE          the counters cannot be read, where the policy says `error`
-
-The response is joined from fragments: the part of a status that a limit always has is encoded once for each limit.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from google.protobuf.message import DecodeError
-
-from sidecar.core.descriptors import DescriptorLimit, Domain, Unit
-from sidecar.core.limits import (
-    REQUESTS_MAX,
-    US_PER_S,
-    Charge,
-    LimitOutcome,
-    LimitStore,
-    OnFailure,
-    StoreFailure,
-    Verdict,
-)
-from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
-from sidecar.envoy.pb.type_pb2 import RateLimitUnit
-from sidecar.envoy.wire import delimited, varint
+from sidecar.core.limits import Charge, LimitOutcome, LimitStore, OnFailure, Op, StoreFailure, Verdict
+from sidecar.envoy import settling
+from sidecar.envoy.ratelimit_request import DESCRIPTORS_MAX, Asked, InvalidRequest, Memory, read, split
+from sidecar.envoy.ratelimit_response import Statuses, extras, settled
 from sidecar.transport.service import Call, Status, wait_until
 
 if TYPE_CHECKING:
-    from sidecar.core.descriptors import RateLimitConfig
+    from sidecar.core.descriptors import Domain, RateLimitConfig
     from sidecar.core.policy import Policy
-    from sidecar.envoy.pb.ratelimit_descriptor_pb2 import RateLimitDescriptor
 
 SHOULD_RATE_LIMIT: Final = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 
-DESCRIPTORS_MAX: Final = 256
-"""Descriptors in one request, each of which may be a counter; Envoy sends one for each configured action list."""
-
-HITS_MAX: Final = REQUESTS_MAX + 1
-"""Hits of one descriptor; more are counted as this many, which is above every limit."""
-
-_FIELDS_KEPT: Final = 4096
-"""Encoded numbers of each kind that are kept: an hour's seconds, and what remains of a common limit."""
-
-_OVERRIDE_UNITS: Final = {number: Unit(number) for number in RateLimitUnit.values() if number}
-"""Of a request's own limit: its enum has no week."""
-
-_STATUSES: Final = 0x12
-_OVERALL_OK: Final = b"\x08\x01"
-_OVERALL_OVER_LIMIT: Final = b"\x08\x02"
-_STATUS_OK: Final = delimited(_STATUSES, b"\x08\x01")
-_STATUS_UNLIMITED: Final = delimited(_STATUSES, b"\x08\x01\x18" + varint(REQUESTS_MAX))
+_NOTHING: Final = Asked(b"")
+_SETTLING_DOMAIN: Final = settling.DOMAIN.encode()
 
 
 class Answer(enum.StrEnum):
@@ -72,6 +40,8 @@ class Answer(enum.StrEnum):
 
     OK = "ok"
     OVER_LIMIT = "over_limit"
+    SHADOWED = "shadowed"
+    """Over the limit, and answered OK because of the global shadow mode."""
     INVALID = "invalid"
     ERROR = "error"
 
@@ -99,52 +69,43 @@ class RateLimitEvent:
     latency_s: float
 
 
-class _Invalid(Exception):  # noqa: N818 - a way out of matching, not an error of its own
-    """The request is not one that can be decided."""
-
-    def __init__(self, message: str, status: Status = Status.INVALID_ARGUMENT) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-
-
 class _Question:
-    """A request whose limits are known. `limits` has one item for each descriptor, `charges` one for each to count."""
+    """A request whose limits are known. `asked` has one item for each descriptor, `charges` one for each to count."""
 
-    __slots__ = ("call", "charges", "domain", "failure", "limits", "on_failure", "service", "started")
+    __slots__ = ("asked", "call", "charges", "config", "domain", "failure", "hits", "name", "service", "started")
 
-    def __init__(self, service: RateLimitService, call: Call, on_failure: OnFailure, started: float) -> None:
+    def __init__(self, service: RateLimitService, call: Call, config: RateLimitConfig, started: float) -> None:
         self.service = service
         self.call = call
-        self.on_failure = on_failure
+        self.config = config
         self.started = started
-        self.domain: Domain | None = None
-        self.limits: list[DescriptorLimit | None] = []
+        self.domain: str | None = None
+        self.name = ""
+        self.hits = 0
+        self.asked: Sequence[Asked] = ()
         self.charges: list[Charge] = []
         self.failure: StoreFailure | None = None
 
-    def match(self, domain: Domain, request: RateLimitRequest, key_prefix: bytes) -> None:
+    def match(self, domain: Domain, descriptors: list[bytes], hits: int) -> None:
         """Find the limits and make the charges.
 
         Raises:
-            _Invalid: A descriptor cannot be charged.
+            InvalidRequest: A descriptor is none.
         """
-        self.domain = domain
-        # read once: protobuf makes a new object for each look
-        read = [(descriptor, list(descriptor.entries)) for descriptor in request.descriptors]
-        limits = self.limits = [_limit(domain, descriptor, entries) for descriptor, entries in read]
-        replaced = {name for limit in limits if limit is not None for name in limit.replaces}
-        for index, (descriptor, entries) in enumerate(read):
-            limit = limits[index]
-            if limit is None or limit.limit is None:
-                continue
-            if limit.name in replaced:
-                limits[index] = None
-                continue
-            if descriptor.is_negative_hits:
-                raise _Invalid("is_negative_hits is not supported", Status.UNIMPLEMENTED)
-            key = domain.counter_key(key_prefix, limit, entries)
-            self.charges.append(Charge(limit.limit, key, _hits(request, descriptor)))
+        self.domain = self.name = domain.name
+        self.hits = hits
+        remembered, charges = domain.asked, self.charges
+        asked: list[Asked] = []
+        for raw in descriptors:
+            one = remembered.get(raw)
+            asked.append(one if one is not None else self.service.memory.ask(self.config, domain, raw))
+        if domain.replaces:
+            asked = _without_replaced(asked)
+        for one in asked:
+            charge = one.charge
+            if charge is not None:
+                charges.append(charge if hits < 2 and not one.holds else one.charge_of(charge, hits))
+        self.asked = asked
 
     def decided(self, result: Verdict | StoreFailure) -> None:
         """The store has answered, or cannot."""
@@ -152,14 +113,14 @@ class _Question:
             self._answer(result)
             return
         self.failure = result
-        if self.on_failure is OnFailure.LOCAL:
+        if self.config.options.on_failure is OnFailure.LOCAL:
             self.service.local_store.charge(self.charges, self.call.deadline, self._decided_locally)
         else:
             self._answer_without_counts(result)
 
     def no_charges(self) -> None:
         """None of the descriptors has a limit that counts."""
-        self._respond(Statuses(self.limits, ()), local=False)
+        self._respond((), local=False)
 
     def _decided_locally(self, result: Verdict | StoreFailure) -> None:
         if isinstance(result, Verdict):
@@ -168,32 +129,60 @@ class _Question:
             self._answer_without_counts(result)
 
     def _answer(self, verdict: Verdict) -> None:
-        self._respond(Statuses(self.limits, verdict.outcomes), local=verdict.local or self.failure is not None)
-        charged = (limit for limit in self.limits if limit is not None and limit.limit is not None)
-        for limit, charge, outcome in zip(charged, self.charges, verdict.outcomes, strict=True):
-            limit.count(charge.cost, outcome.used, allowed=outcome.allowed)
+        self._respond(verdict.outcomes, local=verdict.local or self.failure is not None)
+        _count(self.asked, self.charges, verdict.outcomes)
 
     def _answer_without_counts(self, failure: StoreFailure) -> None:
         self.failure = failure
-        if self.on_failure is OnFailure.ALLOW:
-            self._respond(Statuses([None] * len(self.limits), ()), local=False)
-        elif self.on_failure is OnFailure.DENY:
-            denied = [LimitOutcome(charge.limit, False, 0, 0, 0, 0) for charge in self.charges]
-            self._respond(Statuses(self.limits, denied), local=False)
+        on_failure = self.config.options.on_failure
+        if on_failure is OnFailure.ALLOW:
+            self.asked = [_NOTHING] * len(self.asked)
+            self._respond((), local=False)
+        elif on_failure is OnFailure.DENY:
+            outcomes = [LimitOutcome(one.limit, one.op is not Op.TAKE, 0, 0, 0, 0) for one in self.charges]
+            self._respond(outcomes, local=False)
         else:
             self.call.fail(Status.UNAVAILABLE, f"the counters cannot be read: {failure.value}")
             self._tell(Answer.ERROR, 0, local=False)
 
-    def _respond(self, statuses: Statuses, *, local: bool) -> None:
+    def _respond(self, outcomes: Sequence[LimitOutcome], *, local: bool) -> None:
+        statuses = Statuses(self.asked, outcomes)
+        answer = Answer.OVER_LIMIT if statuses.is_over_limit else Answer.OK
+        if self.config.has_extras:
+            options = self.config.options
+            if options.shadow_mode and statuses.is_over_limit:
+                statuses.pass_all_the_same()
+                answer = Answer.SHADOWED
+            statuses.fields += extras(options, self.name, self.hits, self.asked, outcomes)
         self.call.respond(statuses.response)
-        self._tell(Answer.OVER_LIMIT if statuses.is_over_limit else Answer.OK, statuses.over_limit, local=local)
+        self._tell(answer, statuses.over_limit, local=local)
 
     def _tell(self, answer: Answer, over_limit: int, *, local: bool) -> None:
-        name = self.domain.name if self.domain is not None else None
         latency_s = perf_counter() - self.started
         self.service.on_event(
-            RateLimitEvent(name, answer, len(self.limits), over_limit, self.failure, local, latency_s)
+            RateLimitEvent(self.domain, answer, len(self.asked), over_limit, self.failure, local, latency_s)
         )
+
+
+class _Settlement(_Question):
+    """A request that ends holds."""
+
+    __slots__ = ("sizes",)
+
+    def __init__(self, service: RateLimitService, call: Call, config: RateLimitConfig, started: float) -> None:
+        super().__init__(service, call, config, started)
+        self.sizes: list[int] = []
+
+    def settle(self, charges: list[list[Charge]]) -> None:
+        """Take note of what each descriptor settles."""
+        self.asked = [_NOTHING] * len(charges)
+        self.sizes = [len(of_one) for of_one in charges]
+        self.charges = [charge for of_one in charges for charge in of_one]
+
+    def _respond(self, outcomes: Sequence[LimitOutcome], *, local: bool) -> None:
+        following = iter([outcome.remaining for outcome in outcomes] or [0] * len(self.charges))
+        self.call.respond(settled([min(next(following) for _ in range(size)) for size in self.sizes]))
+        self._tell(Answer.OK, 0, local=local)
 
 
 class RateLimitService:
@@ -205,6 +194,9 @@ class RateLimitService:
         local_store: Counts in this process, while `store` cannot and the policy says `local`.
         key_prefix: Of all counter keys.
         on_event: Told of each request after its answer; must not raise.
+
+    Attributes:
+        memory: What the descriptors that were seen came to.
     """
 
     def __init__(
@@ -217,145 +209,69 @@ class RateLimitService:
     ) -> None:
         self.local_store = local_store
         self.on_event = on_event
+        self.memory = Memory(f"{key_prefix}:".encode())
         self._policy = policy
         self._store = store
-        self._key_prefix = f"{key_prefix}:".encode()
+        self._settling = settling.Settling(f"{key_prefix}:".encode())
 
     def handle(self, message: bytes, call: Call) -> None:
         """Answer one ShouldRateLimit call, now or when the store has counted."""
         started = perf_counter()
-        config = self._policy().ratelimit
-        question = _Question(self, call, config.on_failure, started)
+        policy = self._policy()
+        config = policy.ratelimit
+        question = _Question(self, call, config, started)
         try:
-            request = _parse(message)
-            domain = _domain(config, request)
-            if domain is not None:
-                question.match(domain, request, self._key_prefix)
+            name, descriptors, hits = split(message) or read(message)
+            domain = config.by_wire_name.get(name)
+            if domain is not None and 0 < len(descriptors) <= DESCRIPTORS_MAX:
+                question.match(domain, descriptors, hits)
             else:
-                question.limits = [None] * len(request.descriptors)
-        except _Invalid as fault:
+                question = self._unusual(question, policy, message)
+        except InvalidRequest as fault:
             call.fail(fault.status, fault.message)
-            name = question.domain.name if question.domain is not None else None
-            self.on_event(RateLimitEvent(name, Answer.INVALID, 0, 0, None, False, perf_counter() - started))
+            latency_s = perf_counter() - started
+            self.on_event(RateLimitEvent(question.domain, Answer.INVALID, 0, 0, None, False, latency_s))
             return
         if question.charges:
             self._store.charge(question.charges, wait_until(call.deadline), question.decided)
         else:
             question.no_charges()
 
-
-def _parse(message: bytes) -> RateLimitRequest:
-    try:
-        request = RateLimitRequest.FromString(message)
-    except (DecodeError, ValueError):  # a UnicodeDecodeError, where protobuf runs without its C part
-        raise _Invalid("the message is not a RateLimitRequest") from None
-    if not request.domain:
-        raise _Invalid("rate limit domain must not be empty")
-    count = len(request.descriptors)
-    if not count:
-        raise _Invalid("rate limit descriptor list must not be empty")
-    if count > DESCRIPTORS_MAX:
-        raise _Invalid(f"{count} descriptors in one request; at most {DESCRIPTORS_MAX} are accepted")
-    return request
-
-
-def _domain(config: RateLimitConfig, request: RateLimitRequest) -> Domain | None:
-    if not config.domains:
-        raise _Invalid("no rate limit configuration loaded", Status.FAILED_PRECONDITION)
-    return config.domains.get(request.domain)
+    def _unusual(self, question: _Question, policy: Policy, message: bytes) -> _Question:
+        """A request that is not valid, or not of a configured domain."""
+        name, descriptors, hits = read(message)
+        if name == _SETTLING_DOMAIN and policy.held_limits:
+            settlement = _Settlement(self, question.call, question.config, question.started)
+            settlement.settle(self._settling.charges(policy.held_limits, descriptors, hits))
+            return settlement
+        if not question.config.domains:
+            raise InvalidRequest("no rate limit configuration loaded", Status.FAILED_PRECONDITION)
+        question.name = name.decode()
+        question.hits = hits
+        question.asked = [Asked(raw) for raw in descriptors]
+        return question
 
 
-def _limit(
-    domain: Domain, descriptor: RateLimitDescriptor, entries: Sequence[RateLimitDescriptor.Entry]
-) -> DescriptorLimit | None:
-    if not descriptor.HasField("limit"):
-        return domain.find(entries)
-    override = descriptor.limit
-    unit = _OVERRIDE_UNITS.get(override.unit)
-    if unit is None:
-        accepted = ", ".join(f"{unit.name} ({number})" for number, unit in _OVERRIDE_UNITS.items())
-        raise _Invalid(f"{int(override.unit)} is not the unit of a rate limit; {accepted} are accepted")
-    multiplier = override.unit_multiplier.value if override.HasField("unit_multiplier") else 1
-    try:
-        return domain.override(override.requests_per_unit, unit, multiplier)
-    except ValueError:
-        raise _Invalid(f"a window of {multiplier} {unit.name} is not accepted; from 1 SECOND to 366 days are") from None
+def _without_replaced(asked: list[Asked]) -> list[Asked]:
+    """What is left when each limit that another one replaces is dropped."""
+    replaced = {name for one in asked if one.limit is not None for name in one.limit.replaces}
+    if not replaced:
+        return asked
+    return [
+        Asked(one.raw) if one.charge is not None and one.limit is not None and one.limit.name in replaced else one
+        for one in asked
+    ]
 
 
-def _hits(request: RateLimitRequest, descriptor: RateLimitDescriptor) -> int:
-    """A descriptor's own addend counts where it is present, even 0; a request's where it is not 0; else 1."""
-    if descriptor.HasField("hits_addend"):
-        return min(descriptor.hits_addend.value, HITS_MAX)
-    return request.hits_addend or 1
-
-
-class Statuses:
-    """The response of statuses in order, and what it says.
-
-    The whole is over the limit when a status is, except that limits in quota mode count only together: when all of
-    them are over.
-
-    Attributes:
-        response: A RateLimitResponse's bytes.
-        is_over_limit: As a whole.
-        over_limit: How many of the statuses are.
-    """
-
-    __slots__ = ("is_over_limit", "over_limit", "response")
-
-    def __init__(self, limits: Iterable[DescriptorLimit | None], outcomes: Sequence[LimitOutcome]) -> None:
-        fields = [_OVERALL_OK]
-        quota = over_quota = over = 0
-        following = iter(outcomes)
-        for limit in limits:
-            if limit is None:
-                fields.append(_STATUS_OK)
-                continue
-            if limit.limit is None:
-                fields.append(_STATUS_UNLIMITED)
-                continue
-            outcome = next(following)
-            is_over = not outcome.allowed and not limit.shadow_mode
-            fields.append(_status(limit, outcome, is_over))
-            over += is_over
-            if limit.quota_mode:
-                quota += 1
-                over_quota += is_over
-        self.over_limit = over
-        self.is_over_limit = over > over_quota or 0 < quota == over_quota
-        if self.is_over_limit:
-            fields[0] = _OVERALL_OVER_LIMIT
-        self.response = b"".join(fields)
-
-
-def _status(limit: DescriptorLimit, outcome: LimitOutcome, is_over: bool) -> bytes:
-    encoded = limit.encoded
-    if encoded is None:
-        encoded = limit.encoded = _encode(limit)
-    status = encoded[is_over] + _remaining(outcome.remaining) + _until_reset(-(-outcome.reset_after_us // US_PER_S))
-    return delimited(_STATUSES, status)
-
-
-@lru_cache(maxsize=_FIELDS_KEPT)
-def _remaining(requests: int) -> bytes:
-    return b"\x18" + varint(requests) if requests else b""
-
-
-@lru_cache(maxsize=_FIELDS_KEPT)
-def _until_reset(seconds: int) -> bytes:
-    return delimited(0x22, b"\x08" + varint(seconds)) if seconds else b""
-
-
-def _encode(limit: DescriptorLimit) -> tuple[bytes, bytes]:
-    """What all statuses of a limit begin with, while within and while over it: code and current_limit."""
-    if limit.limit is None or limit.unit is None:
-        raise AssertionError("an unlimited descriptor has no current_limit")
-    current = RateLimitResponse.RateLimit(
-        requests_per_unit=limit.limit.requests,
-        unit=RateLimitResponse.RateLimit.Unit.Name(limit.unit),
-        name=limit.name,
-    )
-    if limit.unit_multiplier != 1:
-        current.unit_multiplier.value = limit.unit_multiplier
-    field = delimited(0x12, current.SerializeToString())
-    return b"\x08\x01" + field, b"\x08\x02" + field
+def _count(asked: Sequence[Asked], charges: Sequence[Charge], outcomes: Sequence[LimitOutcome]) -> None:
+    """Add what came of a request to the statistics."""
+    taken = 0
+    for one in asked:
+        limit, stats = one.limit, one.stats
+        if limit is None or stats is None:
+            continue
+        if one.negative:
+            stats.total_negative_hits += charges[taken].cost
+        else:
+            limit.count(stats, charges[taken].cost, outcomes[taken])
+        taken += 1

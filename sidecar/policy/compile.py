@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.descriptors import RateLimitConfig
-from sidecar.core.limits import OnFailure
 from sidecar.core.policy import Policy
 from sidecar.core.secret import MASK
 from sidecar.policy.compile_issuers import compile_issuers
-from sidecar.policy.compile_rules import RuleCompiler, compile_limits
+from sidecar.policy.compile_limits import compile_limits, held_limits
+from sidecar.policy.compile_rules import RuleCompiler
 from sidecar.policy.compile_settings import compile_settings
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.files import Files
-from sidecar.policy.ratelimit_files import load_directory
+from sidecar.policy.ratelimit_section import compile_ratelimit
 from sidecar.policy.references import check_references
-from sidecar.policy.validate import Validated, validate
+from sidecar.policy.validate import validate
 from sidecar.policy.yaml import Source, read
 
 if TYPE_CHECKING:
@@ -66,8 +65,9 @@ def compile_source(source: Source, directory: Path, generation: int) -> Compiled
     files = Files(directory, validated)
     settings = compile_settings(validated, files)
     issuers = compile_issuers(validated, files)
-    rules = RuleCompiler(validated, issuers, compile_limits(validated)).table()
-    ratelimit = _ratelimit(validated, files)
+    limits = compile_limits(validated)
+    rules = RuleCompiler(validated, issuers, limits).table()
+    ratelimit = compile_ratelimit(validated, files)
     if validated.faults:
         raise PolicyError(validated.faults)
     policy = Policy(
@@ -76,25 +76,9 @@ def compile_source(source: Source, directory: Path, generation: int) -> Compiled
         issuers={issuer.issuer: issuer for issuer in issuers.values()},
         ratelimit=ratelimit,
         audit_claims=tuple(document.audit.claims),
+        held_limits=held_limits(limits),
     )
     return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode())
-
-
-def _ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
-    section = validated.document.ratelimit
-    if section is None:
-        return RateLimitConfig({})
-    path = files.path(section.directory)
-    if not path.is_dir() and (section.required or path.exists()):
-        validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
-        return RateLimitConfig({})
-    try:
-        return load_directory(
-            path, OnFailure(section.on_redis_failure), files=section.files, required=section.required
-        )
-    except PolicyError as error:
-        validated.faults += error.faults
-        return RateLimitConfig({})
 
 
 def masked(compiled: CompiledDocument) -> dict[str, Any]:

@@ -17,6 +17,7 @@ TAG_MARK = "\0"
 """Starts the tags of forms, which pydantic puts into locations: no key of a document can hold this character."""
 
 TEXT, LIST, MAPPING = Tag(f"{TAG_MARK}text"), Tag(f"{TAG_MARK}list"), Tag(f"{TAG_MARK}mapping")
+NUMBER, FLAG = Tag(f"{TAG_MARK}number"), Tag(f"{TAG_MARK}flag")
 
 
 def _kind(value: Any) -> str | None:
@@ -24,6 +25,10 @@ def _kind(value: Any) -> str | None:
         return TEXT.tag
     if isinstance(value, list):
         return LIST.tag
+    if isinstance(value, bool):
+        return FLAG.tag
+    if isinstance(value, int):
+        return NUMBER.tag
     return MAPPING.tag if isinstance(value, (dict, BaseModel)) else None
 
 

@@ -1,27 +1,20 @@
 """The rate limit service's files: a directory of YAML files, one domain each, in envoyproxy/ratelimit's format.
 
-What its validation refuses is refused here. Besides, a key of the format that stands where the reference would ignore
-it (such as `shadow_mode` below `rate_limit`) is a fault, because it does not do what it says. What may stand where:
-
-    root          domain, descriptors
-    descriptor    key, value, descriptors, rate_limit, shadow_mode, quota_mode, share_threshold, detailed_metric,
-                  value_to_metric, metadata
-    rate_limit    unit, requests_per_unit, unlimited, name, replaces
-    replaces[]    name
-
-`detailed_metric`, `value_to_metric` and `metadata` are validated and not acted upon.
+What a file may hold is in ratelimit_document.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from sidecar.core.descriptors import WILDCARD, DescriptorRule, Domain, RateLimitConfig, RateLimitRule, Unit
-from sidecar.core.limits import REQUESTS_MAX, OnFailure
-from sidecar.policy.faults import Fault, PolicyError, did_you_mean, shown
-from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source, read
+from sidecar.core.descriptors import DescriptorRule, Domain, RateLimitConfig, RateLimitOptions
+from sidecar.policy.faults import Fault, PolicyError, shown
+from sidecar.policy.ratelimit_document import RateLimitDocument
+from sidecar.policy.yaml import Source, read
+
+_AS_THE_REFERENCE: Final = RateLimitOptions()
 
 SUFFIXES: Final = (".yaml", ".yml")
 
@@ -36,69 +29,103 @@ DEPTH_MAX: Final = 16
 FILES_MAX: Final = 1024
 """Files in the directory; several times the domains of a large installation."""
 
-_ROOT_KEYS: Final = frozenset({"domain", "descriptors"})
-_REPLACES_KEYS: Final = frozenset({"name"})
-_RATE_LIMIT_KEYS: Final = frozenset({"unit", "requests_per_unit", "unlimited", "name", "replaces"})
-_METRIC_FLAGS: Final = ("detailed_metric", "value_to_metric")
-_DESCRIPTOR_FLAGS: Final = ("shadow_mode", "quota_mode", "share_threshold", *_METRIC_FLAGS)
-_DESCRIPTOR_KEYS: Final = frozenset({"key", "value", "descriptors", "rate_limit", "metadata", *_DESCRIPTOR_FLAGS})
-
-_PLACES: Final = (
-    ("at the top of the file", _ROOT_KEYS),
-    ("in a descriptor", _DESCRIPTOR_KEYS),
-    ("in rate_limit", _RATE_LIMIT_KEYS),
-    ("in an item of replaces", _REPLACES_KEYS),
-)
-
-KEYS: Final = frozenset().union(*(keys for _, keys in _PLACES))
-"""All keys of the format."""
-
-_BOOLEANS: Final[dict[bool | str, bool]] = {
-    True: True,
-    False: False,
-    **{word: True for text in ("true", "yes", "on") for word in (text, text.title(), text.upper())},
-    **{word: False for text in ("false", "no", "off") for word in (text, text.title(), text.upper())},
-}
-_UNITS: Final = {unit.name.lower(): unit for unit in Unit}
-_UNIT_NAMES: Final = ", ".join(sorted(_UNITS, key=lambda name: _UNITS[name].seconds))
-
 
 def load_directory(
-    path: Path, on_failure: OnFailure = OnFailure.ERROR, *, files: FileChoice = "yaml", required: bool = True
+    path: Path,
+    options: RateLimitOptions = _AS_THE_REFERENCE,
+    *,
+    files: FileChoice = "yaml",
+    required: bool = True,
 ) -> RateLimitConfig:
     """Read the files of a directory.
 
     Args:
         path: The directory.
-        on_failure: What the service answers while the counters cannot be read.
+        options: Of the whole service.
         files: Which ones.
         required: At least one file must be there.
 
     Raises:
         PolicyError: With every fault of every file: the directory or a file cannot be read, no file is there, a file
-            is not valid, or two files have the same domain.
+            is not valid, or two files have the same domain, which `options` do not merge.
     """
     faults: list[Fault] = []
-    domains: dict[str, Domain] = {}
-    declared: dict[str, Fault] = {}
+    sources: list[Source] = []
     for file in _files(path, files, required=required):
         try:
-            source = read(file)
+            sources.append(read(file))
         except PolicyError as error:
             faults += error.faults
-            continue
-        document = _Document(source, faults)
-        name, descriptors = document.domain()
-        if name in declared:
-            first = declared[name]
-            message = f"the domain {shown(name)} is already in {first.file}:{first.line}"
-            faults.append(source.fault(("domain",), message, "one file a domain"))
-        elif name:
-            declared[name] = source.fault(("domain",), "")
-            domains[name] = Domain(name, descriptors)
-    if faults:
-        raise PolicyError(faults)
-    return RateLimitConfig(domains, on_failure)
+    return load_sources(sources, options, str(path), faults)
+
+
+def load_sources(
+    sources: Iterable[Source], options: RateLimitOptions, origin: str, faults: Iterable[Fault] = ()
+) -> RateLimitConfig:
+    """Compile documents, wherever they come from.
+
+    Args:
+        sources: One for each file, in order.
+        options: Of the whole service.
+        origin: What they come from together: what faults of all of them name.
+        faults: Found before; nothing is compiled where there are any.
+
+    Raises:
+        PolicyError: With every fault.
+    """
+    collected = _Domains(options, list(faults))
+    for source in sources:
+        collected.add(source)
+    return collected.compile(origin)
+
+
+class _Domains:
+    """What the documents say, by domain."""
+
+    def __init__(self, options: RateLimitOptions, faults: list[Fault]) -> None:
+        self._options = options
+        self._faults = faults
+        self._warnings: list[Fault] = []
+        self._declared: dict[str, Fault] = {}
+        self._rules: dict[str, list[DescriptorRule]] = {}
+        self._lines: dict[str, dict[str, str]] = {}
+
+    def add(self, source: Source) -> None:
+        """Read one document."""
+        document = RateLimitDocument(source, self._faults, self._warnings)
+        name = document.name()
+        first = self._declared.get(name)
+        if first is not None and not self._options.merge_domains:
+            message = f"duplicate domain {shown(name)} in config file: it is already in {first.file}:{first.line}"
+            self._faults.append(source.fault(("domain",), message, "one file a domain, or ratelimit.merge_domains"))
+        self._declared.setdefault(name, source.fault(("domain",), ""))
+        rules = document.descriptors(name, self._lines.setdefault(name, {}))
+        self._rules.setdefault(name, []).extend(rules)
+
+    def compile(self, origin: str) -> RateLimitConfig:
+        """All domains, if nothing was wrong."""
+        domains: dict[str, Domain] = {}
+        if not self._faults:
+            for name, rules in self._rules.items():
+                try:
+                    domains[name] = Domain(name, rules, self._options)
+                except ValueError as error:
+                    place = self._declared[name]
+                    message = f"ratelimit.algorithms does not fit a limit of this domain: {error}"
+                    self._faults.append(Fault(place.file, place.line, "domain", message, "another algorithm for it"))
+        if not self._faults:
+            self._check_algorithms(domains, origin)
+        if self._faults:
+            raise PolicyError(self._faults)
+        return RateLimitConfig(domains, self._options, tuple(str(warning) for warning in self._warnings))
+
+    def _check_algorithms(self, domains: dict[str, Domain], origin: str) -> None:
+        used = set().union(*(domain.algorithms_used for domain in domains.values()))
+        accepted = "a domain, or domain/path such as shop/path_/orders*.user"
+        for name in self._options.algorithms:
+            if name not in used:
+                message = f"ratelimit.algorithms: there is no domain or descriptor {shown(name)}"
+                self._faults.append(Fault(origin, 0, "", message, accepted))
 
 
 def _files(path: Path, files: FileChoice, *, required: bool) -> list[Path]:
@@ -137,162 +164,3 @@ def _every_file(path: Path, depth: int, *, dots: bool) -> list[Path]:
         if len(found) > FILES_MAX:
             break
     return found
-
-
-@dataclass(slots=True)
-class _Document:
-    """One file. Faults are collected, and what is wrong reads as if it were absent, so that all are found at once."""
-
-    source: Source
-    faults: list[Fault]
-
-    def domain(self) -> tuple[str, tuple[DescriptorRule, ...]]:
-        """The domain's name, "" where it is wrong, and its descriptors."""
-        root = self._mapping((), self.source.root, _ROOT_KEYS, "a mapping with domain and descriptors")
-        if root is None:
-            return "", ()
-        name = self._required(("domain",), root, "the domain must not be empty", "the name that requests carry")
-        return name, self._descriptors(("descriptors",), root.get("descriptors"), name)
-
-    def _descriptors(self, path: PathParts, value: Any, parent: str) -> tuple[DescriptorRule, ...]:
-        rules: list[DescriptorRule] = []
-        lines: dict[str, int] = {}
-        for index, item in enumerate(self._sequence(path, value)):
-            here = (*path, index)
-            rule = self._descriptor(here, item, parent)
-            if rule is None:
-                continue
-            if rule.composite in lines:
-                message = f"duplicate descriptor composite key '{parent}.{rule.composite}'"
-                accepted = f"each key and value once a level; the first is in line {lines[rule.composite]}"
-                self._fault(here, message, accepted)
-            lines.setdefault(rule.composite, self.source.line_of(here))
-            rules.append(rule)
-        return tuple(rules)
-
-    def _descriptor(self, path: PathParts, value: Any, parent: str) -> DescriptorRule | None:
-        written = self._mapping(path, value, _DESCRIPTOR_KEYS, "a mapping with key and more")
-        if written is None:
-            return None
-        key = self._required((*path, "key"), written, "descriptor has empty key", "the key of a request's entry")
-        text = self._text((*path, "value"), written)
-        flags = {flag: self._flag((*path, flag), written) for flag in _DESCRIPTOR_FLAGS}
-        if flags["share_threshold"] and WILDCARD not in key + text:
-            message = "share_threshold needs a wildcard, and this value has none"
-            self._fault((*path, "share_threshold"), message, f"a value with {WILDCARD}, or no share_threshold")
-        self._metadata((*path, "metadata"), written.get("metadata"))
-        composite = f"{key}_{text}" if text else key
-        rate_limit = self._rate_limit((*path, "rate_limit"), written.get("rate_limit"))
-        descriptors = self._descriptors((*path, "descriptors"), written.get("descriptors"), f"{parent}.{composite}")
-        if not key:
-            return None
-        acted_on = {flag: on for flag, on in flags.items() if flag not in _METRIC_FLAGS}
-        return DescriptorRule(key=key, value=text, rate_limit=rate_limit, descriptors=descriptors, **acted_on)
-
-    def _rate_limit(self, path: PathParts, value: Any) -> RateLimitRule | None:
-        if value is None:
-            return None
-        written = self._mapping(path, value, _RATE_LIMIT_KEYS, "a mapping with unit and requests_per_unit")
-        if written is None:
-            return None
-        unlimited = self._flag((*path, "unlimited"), written)
-        unit = self._unit((*path, "unit"), written, unlimited=unlimited)
-        requests = self._requests((*path, "requests_per_unit"), written.get("requests_per_unit"))
-        name = self._text((*path, "name"), written)
-        replaces = self._replaces((*path, "replaces"), written.get("replaces"), name)
-        if unit is None and not unlimited:
-            return None
-        return RateLimitRule(
-            unit=unit, requests_per_unit=requests, unlimited=unlimited, name=name, replaces=tuple(replaces)
-        )
-
-    def _unit(self, path: PathParts, written: Mapping, *, unlimited: bool) -> Unit | None:
-        text = self._text(path, written)
-        if unlimited:
-            if text:
-                self._fault(path, "should not specify rate limit unit when unlimited", "either unit or unlimited")
-            return None
-        unit = _UNITS.get(text.lower())
-        if unit is None and self._is_textual(written.get("unit")):
-            self._fault(path, f"invalid rate limit unit '{text}'", _UNIT_NAMES)
-        return unit
-
-    def _requests(self, path: PathParts, value: Any) -> int:
-        if value is None:
-            return 0
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= REQUESTS_MAX:
-            self._fault(path, f"{shown(value)} is not a number of requests", f"a whole number from 0 to {REQUESTS_MAX}")
-            return 0
-        return value
-
-    def _replaces(self, path: PathParts, value: Any, own_name: str) -> list[str]:
-        names: list[str] = []
-        for index, item in enumerate(self._sequence(path, value)):
-            here = (*path, index)
-            written = self._mapping(here, item, _REPLACES_KEYS, "a mapping with name")
-            if written is None:
-                continue
-            accepted = "the name of another rate limit"
-            name = self._required((*here, "name"), written, "should not have an empty replaces entry", accepted)
-            if name and name == own_name:
-                self._fault((*here, "name"), "replaces should not contain name of same descriptor", accepted)
-            names.append(name)
-        return names
-
-    def _metadata(self, path: PathParts, value: Any) -> None:
-        if value is not None and not isinstance(value, Mapping):
-            self._fault(path, f"{shown(value)} is not a mapping", "a mapping, whatever is in it")
-
-    def _mapping(self, path: PathParts, value: Any, keys: frozenset[str], accepted: str) -> Mapping | None:
-        if not isinstance(value, Mapping):
-            if isinstance(path[-1] if path else None, int):
-                self._fault(path, "the list contains something other than a mapping", accepted)
-            else:
-                self._fault(path, f"{shown(value)} is not a mapping", accepted)
-            return None
-        for key in value:
-            if key in KEYS - keys:
-                places = " or ".join(place for place, theirs in _PLACES if key in theirs)
-                self._fault((*path, key), f"the key {key!r} has no effect here", f"it stands {places}")
-            elif key not in keys:
-                self._fault((*path, key), f"unknown key {shown(key)}", did_you_mean(key, keys, "keys"))
-        return value
-
-    def _sequence(self, path: PathParts, value: Any) -> Sequence:
-        if isinstance(value, Sequence):
-            return value
-        if value is not None:
-            self._fault(path, f"{shown(value)} is not a list", "a list of mappings")
-        return Sequence(0)
-
-    def _required(self, path: PathParts, written: Mapping, message: str, accepted: str) -> str:
-        text = self._text(path, written)
-        if not text and self._is_textual(written.get(str(path[-1]))):
-            self._fault(path, message, accepted)
-        return text
-
-    def _text(self, path: PathParts, written: Mapping) -> str:
-        """Text, also where YAML reads a plain number or boolean; "" where it is absent or wrong."""
-        value = written.get(str(path[-1]))
-        if value is None:
-            return ""
-        if isinstance(value, bool):
-            return str(value).lower()
-        if not self._is_textual(value):
-            self._fault(path, f"{shown(value)} is not text", "text, in quotes where YAML would read something else")
-            return ""
-        return str(value)
-
-    @staticmethod
-    def _is_textual(value: Any) -> bool:
-        return value is None or isinstance(value, str | int)
-
-    def _flag(self, path: PathParts, written: Mapping) -> bool:
-        value = written.get(str(path[-1]), False)
-        on = _BOOLEANS.get(value) if isinstance(value, bool | str) else None
-        if on is None and value is not None:
-            self._fault(path, f"{shown(value)} is not a boolean", "true or false")
-        return bool(on)
-
-    def _fault(self, path: PathParts, message: str, accepted: str) -> None:
-        self.faults.append(self.source.fault(path, message, accepted))

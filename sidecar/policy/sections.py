@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sidecar.policy.fields import Between, Duration, ListenAddress, Name, RedisUrlText, Text
-from sidecar.policy.model import BY_KIND, MAPPING, TEXT, FailureChoice, Model, OneOrMany
+from sidecar.policy.fields import Between, Duration, ListenAddress, Text
+from sidecar.policy.model import BY_KIND, MAPPING, TEXT, Model, OneOrMany
 
 AUDIT_CLAIMS_MAX = 32
 
@@ -125,74 +125,6 @@ class AdminSection(Model):
 
     listen: ListenAddress = Field(
         "127.0.0.1:9091", description="Where to listen: `host:port` or `unix:/path`.", examples=["127.0.0.1:9091"]
-    )
-
-
-class RedisTls(Model):
-    """TLS to Redis, for a `rediss://` URL."""
-
-    ca: Text | None = Field(
-        None,
-        description="PEM file with the authorities to trust; the system's without it.",
-        examples=["tls/redis-ca.pem"],
-    )
-    certificate: Text | None = Field(
-        None, description="PEM file with a client certificate; needs `key`.", examples=["tls/redis.crt"]
-    )
-    key: Text | None = Field(
-        None, description="PEM file with the client certificate's key.", examples=["tls/redis.key"]
-    )
-    server_name: Text | None = Field(
-        None,
-        description="The name that the server's certificate must have; the URL's host without it.",
-        examples=["redis.internal"],
-    )
-
-
-class RedisSection(Model):
-    """Where limits are counted. Changes need a restart."""
-
-    url: RedisUrlText = Field(
-        description="`redis://host:port/db`, `rediss://` (TLS), `unix:///path?db=0`, or `embedded` (starts one).",
-        examples=["redis://127.0.0.1:6379/0", "embedded"],
-    )
-    username: Text | None = Field(None, description="ACL user.", examples=["limiter"])
-    password_file: Text | None = Field(
-        None,
-        description="File with the password; a newline at its end is dropped.",
-        examples=["secrets/redis-password"],
-    )
-    tls: RedisTls | None = Field(None, description="TLS, for a `rediss://` URL.", examples=[{"ca": "tls/redis-ca.pem"}])
-    timeout: Annotated[Duration, Between("1ms", "5s")] = Field(
-        "50ms",
-        description="Redis is given up on after this time, and `on_redis_failure` applies; shorter than "
-        "`server.check_timeout`.",
-        examples=["50ms"],
-    )
-    key_prefix: Name = Field("sidecar", description="Starts every key that is written.", examples=["sidecar"])
-
-
-class RateLimitSection(Model):
-    """The rate limit service for Envoy's ratelimit filter."""
-
-    directory: Text = Field(
-        description="Directory of configuration files as envoyproxy/ratelimit reads them, one domain each.",
-        examples=["./ratelimit"],
-    )
-    files: Literal["yaml", "visible", "all"] = Field(
-        "yaml",
-        description="Which files of `directory` are read: `yaml` (*.yaml and *.yml right in it), `visible` (every file "
-        "at any depth, unless a name begins with a dot), or `all` (those, too).",
-        examples=["visible"],
-    )
-    required: bool = Field(
-        True,
-        description="Refuse to start without a file. Otherwise a directory that is missing or empty means that nothing "
-        "is configured yet, and calls end in FAILED_PRECONDITION.",
-        examples=[False],
-    )
-    on_redis_failure: FailureChoice = Field(
-        "error", description="What is answered while Redis cannot.", examples=["error"]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,14 @@ from sidecar.core.descriptors import (
     DescriptorLimit,
     DescriptorRule,
     Domain,
-    LimitStats,
     RateLimitConfig,
     RateLimitRule,
     Unit,
 )
-from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge
+from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge, LimitOutcome
+
+if TYPE_CHECKING:
+    from sidecar.core.descriptor_stats import LimitStats
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,7 @@ def test_hits_are_split_as_the_reference_splits_them(hits, used, allowed, counte
     """
     found = Domain("d", [leaf("k")]).find(entries(("k", "v")))
     assert found is not None
-    found.count(hits, used, allowed=allowed)
+    count(found, hits, used, allowed=allowed)
     assert figures(found.stats) == counted
 
 
@@ -314,8 +317,13 @@ def test_shadow_hits_are_over_limit_and_shadow():
     """A limit in shadow mode counts what it would have refused."""
     found = Domain("d", [leaf("k", shadow_mode=True)]).find(entries(("k", "v")))
     assert found is not None
-    found.count(2, 12, allowed=False)
+    count(found, 2, 12, allowed=False)
     assert figures(found.stats) == (2, 2, 0, 0, 2)
+
+
+def count(found: DescriptorLimit, hits: int, used: int, *, allowed: bool) -> None:
+    assert found.limit is not None
+    found.count(found.stats, hits, LimitOutcome(found.limit, allowed, used, 0, 0, 0))
 
 
 def figures(stats: LimitStats) -> tuple[int, ...]:
@@ -343,7 +351,7 @@ def test_statistics_are_as_many_as_configured_paths():
 def test_statistics_count_on_over_a_reload():
     """A limit that is still there keeps its figures; one that is gone takes them along."""
     old = config(Domain("d", [leaf("a"), leaf("gone")]))
-    find(old, ("a", "v")).count(3, 3, allowed=True)
+    count(find(old, ("a", "v")), 3, 3, allowed=True)
     new = config(Domain("d", [leaf("a"), leaf("new")]))
     new.continue_from(old)
     assert find(new, ("a", "v")).stats is find(old, ("a", "v")).stats

@@ -3,110 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.descriptors import DescriptorLimit, LimitStats, Unit
-from sidecar.core.limits import Limit, LimitOutcome, OnFailure, StoreFailure, Verdict
-from sidecar.edges.local_store import LocalStore
+from sidecar.core.descriptor_stats import LimitStats
+from sidecar.core.descriptors import DescriptorLimit, RateLimitConfig, Unit
+from sidecar.core.limits import Charge, Limit, LimitOutcome, OnFailure, StoreFailure, Verdict
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
-from sidecar.envoy.ratelimit import DESCRIPTORS_MAX, Answer, RateLimitService, Statuses
-from sidecar.policy.ratelimit_files import load_directory
+from sidecar.envoy.ratelimit import Answer
+from sidecar.envoy.ratelimit_request import DESCRIPTORS_MAX, Asked
+from sidecar.envoy.ratelimit_response import Statuses
 from sidecar.transport.service import Status
-
-HOUR_S = 3_600
-NOW_US = 1_700_000_000 * 1_000_000
-UNTIL_HOUR_S = HOUR_S - 1_700_000_000 % HOUR_S
-
-
-class Store:
-    """The in-process store on a clock that the test sets, standing for Redis too; it fails when told to."""
-
-    def __init__(self, *, local: bool):
-        self.now_us = NOW_US
-        self.calls = []
-        self.failure = None
-        self._local = local
-        self._counting = LocalStore(now_us=lambda: self.now_us)
-
-    def charge(self, charges, deadline, done):
-        self.calls.append((list(charges), deadline))
-        if self.failure is not None:
-            done(self.failure)
-        else:
-            self._counting.charge(charges, deadline, lambda verdict: done(replace(verdict, local=self._local)))
-
-
-class Call:
-    """What the handler does with a call."""
-
-    deadline = math.inf
-    cancelled = False
-    metadata: dict[str, str] = {}  # noqa: RUF012 - never written
-
-    def __init__(self):
-        self.answer = None
-
-    def respond(self, message):
-        assert self.answer is None
-        self.answer = RateLimitResponse.FromString(message)
-
-    def fail(self, status, message):
-        assert self.answer is None
-        self.answer = status, message
-
-
-class Service:
-    """A service over one written configuration."""
-
-    def __init__(self, directory: Path, descriptors: str, on_failure: OnFailure = OnFailure.ERROR):
-        (directory / "d.yaml").write_text(f"domain: d\ndescriptors:\n{descriptors}")
-        self.config = load_directory(directory, on_failure)
-        self.store, self.local_store, self.events = Store(local=False), Store(local=True), []
-        self.service = RateLimitService(
-            lambda: SimpleNamespace(ratelimit=self.config), self.store, self.local_store, "test", self.events.append
-        )
-
-    def send(self, message: bytes):
-        call = Call()
-        assert self.service.handle(message, call) is None
-        return call.answer
-
-    def ask(self, *descriptors, domain="d", hits=0):
-        request = ParseDict(
-            {"domain": domain, "hitsAddend": hits, "descriptors": [descriptor(each) for each in descriptors]},
-            RateLimitRequest(),
-        )
-        return self.send(request.SerializeToString())
-
-    def codes(self, *descriptors, hits=0):
-        """Letters: the whole's, then each descriptor's; o for OK, x for OVER_LIMIT."""
-        answer = self.ask(*descriptors, hits=hits)
-        letters = {RateLimitResponse.OK: "o", RateLimitResponse.OVER_LIMIT: "x"}
-        return letters[answer.overall_code] + "".join(letters[status.code] for status in answer.statuses)
-
-
-def descriptor(written):
-    """`k=v/k2=v2` or a dict with that as `path` and more fields of a RateLimitDescriptor."""
-    more = dict(written) if isinstance(written, dict) else {"path": written}
-    path = more.pop("path")
-    pairs = (pair.partition("=") for pair in path.split("/") if pair)
-    return {"entries": [{"key": key, "value": value} for key, _, value in pairs], **more}
-
-
-def status(answer, index=0):
-    return MessageToDict(answer.statuses[index], preserving_proto_field_name=True)
+from tests.support.rate_limiting import UNTIL_HOUR_S, Service, descriptor, status
 
 
 @pytest.fixture
 def service(tmp_path):
-    return lambda descriptors, on_failure=OnFailure.ERROR: Service(tmp_path, descriptors, on_failure)
+    return lambda descriptors, on_failure=OnFailure.ERROR: Service(tmp_path, descriptors, on_failure=on_failure)
 
 
 BASIC = """
@@ -364,19 +280,30 @@ def test_the_number_of_descriptors_is_bounded(service):
     )
 
 
-def test_a_refund_is_refused_not_taken(service):
-    """`is_negative_hits` must never count as hits; where no limit applies there is nothing to refund."""
+def test_a_refund_gives_back_and_is_never_refused(service):
+    """`is_negative_hits` gives back what was taken, down to nothing taken, and answers OK whatever the count is."""
     basic = service(BASIC)
     refund = {"path": "user=u", "isNegativeHits": True}
-    assert basic.ask(refund) == (Status.UNIMPLEMENTED, "is_negative_hits is not supported")
-    assert basic.codes({**refund, "path": "none=x"}) == "oo"
-    assert basic.ask("user=u").statuses[0].limit_remaining == 2
+    assert basic.ask("user=u", hits=5).overall_code == RateLimitResponse.OVER_LIMIT
+    assert basic.codes(refund) == "oo"
+    assert basic.ask({**refund, "hitsAddend": "2"}).statuses[0].limit_remaining == 1
+    assert basic.ask(refund, hits=100).statuses[0].limit_remaining == 3
+    assert [basic.codes("user=u") for _ in range(4)] == ["oo", "oo", "oo", "xx"]
+    stats = basic.config.stats["d", "user"]
+    assert (stats.total_hits, stats.total_negative_hits) == (9, 103)
+
+
+def test_a_refund_where_no_limit_applies_is_ok(service):
+    """There is nothing to give back to, and nothing is charged."""
+    basic = service(BASIC)
+    assert basic.codes({"path": "none=x", "isNegativeHits": True}, {"path": "free=x", "isNegativeHits": True}) == "ooo"
+    assert basic.store.calls == []
 
 
 def test_no_configuration_is_an_error(service):
     """Where not one domain is configured, nobody is told OK."""
     basic = service(BASIC)
-    basic.config.domains = {}
+    basic.config = RateLimitConfig({})
     assert basic.ask("user=u") == (Status.FAILED_PRECONDITION, "no rate limit configuration loaded")
 
 
@@ -469,7 +396,7 @@ def test_any_bytes_end_in_one_answer(tmp_path_factory, data):
     message = VALID[:start] + data.draw(st.binary(max_size=6)) + VALID[end:]
     basic = Service(tmp_path_factory.mktemp("d"), BASIC)
     answer = basic.send(message)
-    assert isinstance(answer, RateLimitResponse) or answer[0] in {Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED}
+    assert isinstance(answer, RateLimitResponse) or answer[0] is Status.INVALID_ARGUMENT
     assert len(basic.events) == 1
 
 
@@ -497,6 +424,7 @@ def test_a_status_reads_as_it_was_meant(requests, unit, name, multiplier, outcom
         each.current_limit.unit_multiplier.value = multiplier
     if reset_us:
         each.duration_until_reset.seconds = math.ceil(reset_us / 1e6)
-    statuses = Statuses([compiled], [LimitOutcome(limit, allowed, 0, remaining, 0, reset_us)])
+    asked = Asked(b"", compiled, compiled.stats, Charge(limit, b""))
+    statuses = Statuses([asked], [LimitOutcome(limit, allowed, 0, remaining, 0, reset_us)])
     assert RateLimitResponse.FromString(statuses.response) == expected
     assert statuses.is_over_limit != allowed

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 
+from sidecar.core.descriptors import RateLimitOptions
 from sidecar.core.limits import OnFailure
 from sidecar.edges.local_store import LocalStore
 from sidecar.edges.redis_endpoint import RedisEndpoint
@@ -36,7 +37,7 @@ async def test_the_policy_answers_while_redis_hangs(tmp_path, engine, on_failure
     valkey = ValkeyProcess(tmp_path / "valkey")
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "served.yaml").write_text(CONFIGURATION)
-    policy = SimpleNamespace(ratelimit=load_directory(tmp_path / "files", on_failure))
+    policy = SimpleNamespace(ratelimit=load_directory(tmp_path / "files", RateLimitOptions(on_failure=on_failure)))
     store, errors = RedisStore(RedisEndpoint(host="127.0.0.1", port=valkey.port), timeout_s=5.0), []
     service = RateLimitService(lambda: policy, store, LocalStore(), "test", lambda _event: None)
     methods = {SHOULD_RATE_LIMIT: UnaryMethod(handler=service.handle, answer_within_s=ENVOY_PATIENCE_S)}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 
+from sidecar.core.descriptors import RateLimitOptions
 from sidecar.core.limits import OnFailure
 from sidecar.edges.local_store import LocalStore
 from sidecar.edges.redis_endpoint import RedisEndpoint
@@ -40,7 +41,7 @@ def valkey(tmp_path_factory):
 async def served(request, valkey, tmp_path):
     """A client's call, the events of the service behind it, and its user's name."""
     (tmp_path / "served.yaml").write_text(CONFIGURATION)
-    policy = SimpleNamespace(ratelimit=load_directory(tmp_path, OnFailure.LOCAL))
+    policy = SimpleNamespace(ratelimit=load_directory(tmp_path, RateLimitOptions(on_failure=OnFailure.LOCAL)))
     store, events, errors = RedisStore(RedisEndpoint(host="127.0.0.1", port=valkey.port), timeout_s=2.0), [], []
     store.start()
     service = RateLimitService(lambda: policy, store, LocalStore(), "test", events.append)

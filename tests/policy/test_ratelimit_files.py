@@ -10,7 +10,8 @@ import pytest
 
 from sidecar.core.descriptors import Unit
 from sidecar.policy.faults import PolicyError
-from sidecar.policy.ratelimit_files import FILES_MAX, KEYS, load_directory
+from sidecar.policy.ratelimit_document import KEYS
+from sidecar.policy.ratelimit_files import FILES_MAX, load_directory
 
 DATA = Path(__file__).parent / "ratelimit"
 BAD = sorted((DATA / "bad").iterdir())
@@ -96,9 +97,8 @@ def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
 def test_a_domain_stands_in_one_file(tmp_path):
     """Two files with the same domain are refused, and both are named."""
     write(tmp_path, a="domain: d\n", b="# second\ndomain: d\n")
-    assert faults(tmp_path) == [
-        f"b.yaml:2: domain: the domain 'd' is already in {tmp_path}/a.yaml:1; one file a domain"
-    ]
+    message = f"duplicate domain 'd' in config file: it is already in {tmp_path}/a.yaml:1"
+    assert faults(tmp_path) == [f"b.yaml:2: domain: {message}; one file a domain, or ratelimit.merge_domains"]
 
 
 def test_other_files_and_directories_are_passed_over(tmp_path):

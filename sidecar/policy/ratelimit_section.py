@@ -1,0 +1,185 @@
+"""The `ratelimit` section of a policy, and what it compiles to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sidecar.core.descriptor_stats import NEAR_LIMIT_RATIO
+from sidecar.core.descriptors import Counting, HeaderNames, RateLimitConfig, RateLimitOptions
+from sidecar.core.limits import REQUESTS_MAX, Algorithm, OnFailure
+from sidecar.policy import durations
+from sidecar.policy.faults import PolicyError
+from sidecar.policy.fields import Between, Duration, HeaderName, Text
+from sidecar.policy.model import BY_KIND, FLAG, MAPPING, TEXT, FailureChoice, Model
+from sidecar.policy.ratelimit_files import load_directory
+
+if TYPE_CHECKING:
+    from sidecar.policy.files import Files
+    from sidecar.policy.validate import Validated
+
+ALGORITHMS_MAX = 256
+
+AlgorithmName = Literal["fixed_window", "sliding_window", "gcra", "sliding_log", "concurrency"]
+
+
+class RateLimitAlgorithm(Model):
+    """How limits of a domain or of a descriptor are counted, where it is not the reference's way."""
+
+    algorithm: AlgorithmName = Field(description="See docs/limits.md.", examples=["gcra"])
+    count_denied: bool | None = Field(
+        None,
+        description="Count refused requests, too. By default only `fixed_window` does, as the reference; without it a "
+        "request takes from all of its limits or from none.",
+        examples=[False],
+    )
+    burst: int | None = Field(
+        None,
+        ge=1,
+        le=REQUESTS_MAX,
+        description="`gcra` only: how many may be taken at once; as many as the limit without it.",
+        examples=[20],
+    )
+    hold: Annotated[Duration, Between("1ms", "366d")] | None = Field(
+        None,
+        description="`concurrency` only: when a request that was never ended (a descriptor with `is_negative_hits`) "
+        "stops to count; after the limit's unit without it.",
+        examples=["30s"],
+    )
+    lease: int | None = Field(
+        None,
+        ge=1,
+        le=REQUESTS_MAX,
+        description="Hits that a process may take ahead for a hot key and grant by itself; see docs/limits.md.",
+        examples=[50],
+    )
+
+
+class RateLimitHeaders(Model):
+    """Names of response headers."""
+
+    limit: HeaderName = Field("ratelimit-limit", description="The limit.", examples=["x-ratelimit-limit"])
+    remaining: HeaderName = Field(
+        "ratelimit-remaining", description="What remains of it.", examples=["x-ratelimit-remaining"]
+    )
+    reset: HeaderName = Field(
+        "ratelimit-reset", description="Seconds until it starts afresh.", examples=["x-ratelimit-reset"]
+    )
+
+
+class RateLimitSection(Model):
+    """The rate limit service for Envoy's ratelimit filter."""
+
+    directory: Text = Field(
+        description="Directory of configuration files as envoyproxy/ratelimit reads them, one domain each.",
+        examples=["./ratelimit"],
+    )
+    files: Literal["yaml", "visible", "all"] = Field(
+        "yaml",
+        description="Which files of `directory` are read: `yaml` (*.yaml and *.yml right in it), `visible` (every file "
+        "at any depth, unless a name begins with a dot), or `all` (those, too).",
+        examples=["visible"],
+    )
+    required: bool = Field(
+        True,
+        description="Refuse to start without a file. Otherwise a directory that is missing or empty means that nothing "
+        "is configured yet, and calls end in FAILED_PRECONDITION.",
+        examples=[False],
+    )
+    on_redis_failure: FailureChoice = Field(
+        "error", description="What is answered while Redis cannot.", examples=["error"]
+    )
+    shadow_mode: bool = Field(
+        False,
+        description="Answer OK as a whole whatever the statuses say; they and the statistics are as ever.",
+        examples=[True],
+    )
+    quota_mode: bool = Field(False, description="Treat every limit as one with `quota_mode: true`.", examples=[True])
+    near_limit_ratio: float = Field(
+        NEAR_LIMIT_RATIO,
+        ge=0,
+        le=1,
+        description="From this share of a limit on, its hits count as `near_limit`.",
+        examples=[0.9],
+    )
+    response_headers: Annotated[Annotated[bool, FLAG] | Annotated[RateLimitHeaders, MAPPING], BY_KIND] = Field(
+        False,
+        description="Answer with headers for the client: limit, what remains, seconds until it starts afresh, of the "
+        "tightest limit of a request. `true`, or their names.",
+        examples=[True, {"limit": "x-ratelimit-limit"}],
+    )
+    shadow_header: HeaderName | None = Field(
+        None,
+        description="Name of a response header that lists the limits in shadow mode that would have refused; none "
+        "without it.",
+        examples=["x-ratelimit-shadow"],
+    )
+    response_dynamic_metadata: bool = Field(
+        False,
+        description="Answer with dynamic metadata: what was asked, the `metadata` of the descriptors that passed, and "
+        "the limits in shadow mode that would have refused.",
+        examples=[True],
+    )
+    merge_domains: bool = Field(
+        False, description="Let several files have the same domain; their descriptors are joined.", examples=[True]
+    )
+    algorithms: dict[
+        Text,
+        Annotated[Annotated[AlgorithmName, TEXT] | Annotated[RateLimitAlgorithm, MAPPING], BY_KIND],
+    ] = Field(
+        {},
+        max_length=ALGORITHMS_MAX,
+        description="How limits are counted that are not to be counted as the reference does, by domain or by "
+        "`domain/path` of a descriptor; for all limits there and below.",
+        examples=[{"shop": "sliding_window", "shop/path_/orders*.user": "gcra"}],
+    )
+
+
+def compile_ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
+    """The rate limit service's domains; what is wrong is added to the faults."""
+    section = validated.document.ratelimit
+    if section is None:
+        return RateLimitConfig({})
+    path = files.path(section.directory)
+    if not path.is_dir() and (section.required or path.exists()):
+        validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
+        return RateLimitConfig({})
+    try:
+        return load_directory(path, ratelimit_options(section), files=section.files, required=section.required)
+    except PolicyError as error:
+        validated.faults += error.faults
+        return RateLimitConfig({})
+
+
+def ratelimit_options(section: RateLimitSection) -> RateLimitOptions:
+    """What the section says beside the files."""
+    return RateLimitOptions(
+        on_failure=OnFailure(section.on_redis_failure),
+        shadow_mode=section.shadow_mode,
+        quota_mode=section.quota_mode,
+        near_limit_ratio=section.near_limit_ratio,
+        response_headers=_headers(section.response_headers),
+        shadow_header=section.shadow_header,
+        response_dynamic_metadata=section.response_dynamic_metadata,
+        merge_domains=section.merge_domains,
+        algorithms={name: _counting(written) for name, written in section.algorithms.items()},
+    )
+
+
+def _headers(written: bool | RateLimitHeaders) -> HeaderNames | None:
+    if isinstance(written, bool):
+        return HeaderNames() if written else None
+    return HeaderNames(written.limit, written.remaining, written.reset)
+
+
+def _counting(written: str | RateLimitAlgorithm) -> Counting:
+    if isinstance(written, str):
+        return Counting(algorithm=Algorithm(written))
+    return Counting(
+        algorithm=Algorithm(written.algorithm),
+        count_denied=written.count_denied,
+        burst=written.burst or 0,
+        hold_us=durations.parse(written.hold) if written.hold is not None else 0,
+        lease=written.lease or 0,
+    )
