@@ -34,7 +34,9 @@ local function fixed_window()
             known = known or n
           end
         end
-        counter.dirty = not known
+        if not known then
+          counter.dirty = true
+        end
         own = known or own
       end
     end

@@ -12,24 +12,16 @@ from hypothesis import strategies as st
 
 from sidecar.core.algorithms.account import State
 from sidecar.core.algorithms.decide import decide
-from sidecar.core.limits import REQUESTS_MAX, WINDOW_US_MAX, Algorithm, Charge, Limit
+from sidecar.core.algorithms.gcra import GcraState
+from sidecar.core.algorithms.holds import Hold
+from sidecar.core.algorithms.sliding_log import LogState
+from sidecar.core.algorithms.windows import FixedState, SlidingState
+from sidecar.core.limits import REQUESTS_MAX, WINDOW_US_MAX, Algorithm, Charge, Limit, Op
+from sidecar.edges.charge_command import pack_charge
 from sidecar.edges.scripts import charge_script
+from tests.support.limit_strategies import T0_US, charges_of, counts, limits, windows_us
 
-T0 = 1_800_000_000 * 1_000_000
 SETTINGS = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-counts = st.one_of(st.integers(0, 5), st.integers(0, 300), st.integers(0, REQUESTS_MAX), st.just(REQUESTS_MAX))
-windows_us = st.one_of(
-    st.sampled_from([1_000, 1_000_000, 60_000_000, 86_400_000_000, WINDOW_US_MAX]), st.integers(1_000, WINDOW_US_MAX)
-)
-limits = st.builds(
-    Limit,
-    name=st.just("l"),
-    requests=counts,
-    window_us=windows_us,
-    algorithm=st.sampled_from(list(Algorithm)),
-    count_denied=st.booleans(),
-)
 
 
 class Script:
@@ -41,19 +33,51 @@ class Script:
 
     def charge(self, charges: list[Charge], now_us: int | None) -> list[int]:
         keys = [charge.storage_key for charge in charges]
-        arguments = [charge.limit.packed + struct.pack(">Q", charge.cost) for charge in charges]
         clock = b"" if now_us is None else b"%d" % now_us
+        arguments = [
+            pack_charge(charge) if now_us is None else pack_charge(charge, lambda: now_us) for charge in charges
+        ]
         reply: Any = self.client.evalsha(self._sha, len(keys), *keys, clock, *arguments)
         return [number for numbers in reply for number in numbers]
 
     def state(self, charge: Charge) -> State | None:
+        """What is stored, as the oracle has it."""
         raw: Any = self.client.get(charge.storage_key)
-        if raw is None:
-            return None
-        if charge.limit.algorithm is Algorithm.SLIDING_WINDOW:
-            return State(*struct.unpack(">QII", raw))
-        start_us, current = struct.unpack(">QI", raw)
-        return State(start_us, 0, current)
+        return None if raw is None else State(*_read(charge.limit.algorithm, raw))
+
+
+def _read(algorithm: Algorithm, raw: bytes) -> tuple[Any, tuple[Hold, ...]]:
+    match algorithm:
+        case Algorithm.SLIDING_WINDOW:
+            return SlidingState(*struct.unpack(">QII", raw[:16])), _read_holds(raw[16:])
+        case Algorithm.FIXED_WINDOW:
+            return FixedState(*struct.unpack(">QI", raw[:12])), _read_holds(raw[12:])
+        case Algorithm.GCRA:
+            return GcraState(*struct.unpack(">QIQ", raw[:20])), _read_holds(raw[20:])
+        case Algorithm.SLIDING_LOG:
+            count, base = struct.unpack(">II", raw[:8])
+            entries = list(struct.iter_unpack(">QI", raw[8 : 8 + 12 * count]))
+            log = [(time_us, (total - base) % 2**32) for time_us, total in entries]
+            return log, _read_holds(raw[8 + 12 * count :])
+        case Algorithm.CONCURRENCY:
+            assert raw
+            return None, _read_holds(raw)
+
+
+def _read_holds(raw: bytes) -> tuple[Hold, ...]:
+    if not raw:
+        return ()
+    holds = tuple(Hold(*each) for each in struct.iter_unpack(">QQI", raw[:-12]))
+    assert struct.unpack(">IQ", raw[-12:]) == (len(holds), sum(hold.amount for hold in holds))
+    return holds
+
+
+def _comparable(state: State | None) -> State | None:
+    """A log without the running total before it, which is whatever it is."""
+    if state is None or not isinstance(state.counted, LogState):
+        return state
+    base, times_us, totals = state.counted
+    return State([(at_us, total - base) for at_us, total in zip(times_us, totals, strict=True)], state.holds)
 
 
 @pytest.fixture
@@ -62,28 +86,60 @@ def script(valkey: object, valkey_admin: redis.Redis) -> Script:
     return Script(valkey_admin)
 
 
-@SETTINGS
-@given(st.data(), st.lists(limits, min_size=1, max_size=3))
-def test_script_agrees_with_oracle(script: Script, data: st.DataObject, some: list[Limit]) -> None:
-    """Over random histories, clock steps back included, every number and every stored state is the same."""
-    script.client.flushall()
-    states: dict[bytes, State] = {}
-    now_us = T0 + data.draw(st.integers(0, 2 * WINDOW_US_MAX))
-    for _ in range(data.draw(st.integers(1, 12))):
-        window_us = some[0].window_us
-        jump = st.one_of(st.integers(0, window_us), st.integers(-window_us, 3 * window_us), st.integers(-(10**15), 0))
-        now_us = max(now_us + data.draw(jump), 10**15)
-        charge = st.builds(Charge, st.sampled_from(some), st.sampled_from([b"a", b"b"]), counts)
-        charges = data.draw(st.lists(charge, min_size=1, max_size=4))
-        decided = decide(charges, now_us, states.get)
-        states.update((write.key, write.state) for write in decided.writes)
+class BothSides:
+    """The script and its oracle, asked the same."""
+
+    def __init__(self, script: Script, now_us: int) -> None:
+        script.client.flushall()
+        self.script = script
+        self.now_us = now_us
+        self.states: dict[bytes, State] = {}
+
+    def charge(self, charges: list[Charge]) -> None:
+        decided = decide(charges, self.now_us, self.states.get)
+        self.states.update((write.key, write.state) for write in decided.writes)
         expected = [
             number
             for o in decided.outcomes
             for number in (int(o.allowed), o.used, o.remaining, o.retry_after_us, o.reset_after_us)
         ]
-        assert script.charge(charges, now_us) == expected
-        assert [script.state(charge) for charge in charges] == [states.get(charge.storage_key) for charge in charges]
+        assert self.script.charge(charges, self.now_us) == expected
+        for charge in charges:
+            assert self.script.state(charge) == _comparable(self.states.get(charge.storage_key))
+
+
+@SETTINGS
+@given(st.data(), st.lists(limits(), min_size=1, max_size=3))
+def test_script_agrees_with_oracle(script: Script, data: st.DataObject, some: list[Limit]) -> None:
+    """Over random histories, clock steps back included, every number and every stored state is the same."""
+    both = BothSides(script, T0_US + data.draw(st.integers(0, 2 * WINDOW_US_MAX)))
+    window_us, hold_us = some[0].window_us, some[0].hold_time_us
+    jumps = st.one_of(
+        st.integers(0, window_us),
+        st.integers(-window_us, 3 * window_us),
+        st.integers(0, 3 * hold_us),
+        st.integers(-(10**15), 0),
+    )
+    for _ in range(data.draw(st.integers(1, 12))):
+        both.now_us = max(both.now_us + data.draw(jumps), 10**15)
+        both.charge(data.draw(st.lists(charges_of(some), min_size=1, max_size=4)))
+
+
+@SETTINGS
+@given(
+    st.data(),
+    limits(requests=st.integers(0, 12), windows=st.integers(1_000, 3_000)),
+    st.lists(st.tuples(st.integers(0, 400) | st.integers(-50, 0), st.integers(0, 4)), min_size=20, max_size=40),
+)
+def test_script_agrees_with_oracle_step_by_step(
+    script: Script, data: st.DataObject, limit: Limit, steps: list[tuple[int, int]]
+) -> None:
+    """The same over longer histories of small charges of one limit, with many entries and holds."""
+    both = BothSides(script, T0_US)
+    for step, cost in steps:
+        both.now_us += step
+        op = data.draw(st.sampled_from([Op.TAKE] * 8 + list(Op)))
+        both.charge([Charge(limit, b"k", cost, op, data.draw(st.integers(0, 6)))])
 
 
 @SETTINGS
