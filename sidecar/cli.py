@@ -102,7 +102,34 @@ def _parser() -> argparse.ArgumentParser:
         "--output", choices=("text", "json"), default="text", help="for people or for programs; text without it"
     )
     explain.set_defaults(command=_explain)
+    _add_conformance(commands)
     return parser
+
+
+def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    conformance = commands.add_parser(
+        "conformance",
+        help="ask any rate limit service a kit of questions, and judge its answers",
+        description="Asks a service over gRPC what a kit of cases says, and compares its answers with those of "
+        "envoyproxy/ratelimit. The target must have loaded what --write-config writes.",
+        epilog="Exit status: 0 every case that was asked passed; 1 one failed; 2 the command line is wrong, or nobody "
+        "answers at the target.",
+    )
+    conformance.add_argument("kit", choices=("ratelimit",), help="which kit")
+    conformance.add_argument("--target", metavar="HOST:PORT", help="the service, without TLS; also unix:PATH")
+    conformance.add_argument(
+        "--features",
+        default="",
+        metavar="A,B",
+        help="what the target has besides what every service must: cases that need more are skipped. `all`: whatever "
+        "changes no other answer. --list shows in brackets what a case needs",
+    )
+    conformance.add_argument("--list", action="store_true", help="print the cases")
+    conformance.add_argument(
+        "--write-config", type=Path, metavar="DIR", help="write the configurations of the cases that would be asked"
+    )
+    conformance.add_argument("--output", choices=("text", "json", "junit"), default="text", help="text without it")
+    conformance.set_defaults(command=_conformance)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -155,3 +182,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     explanation = explain(arguments.file, request)
     print(json.dumps(explanation.as_json(), indent=2) if arguments.output == "json" else explanation.as_text())
     return 0
+
+
+def _conformance(arguments: argparse.Namespace) -> int:
+    from sidecar.conformance.command import run  # noqa: PLC0415
+
+    return run(
+        arguments.target,
+        arguments.features,
+        arguments.output,
+        list_only=arguments.list,
+        write_config=arguments.write_config,
+    )

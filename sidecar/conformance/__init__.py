@@ -1,0 +1,1 @@
+"""Conformance kits: cases as data, and what drives any server with them."""
