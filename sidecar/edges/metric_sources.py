@@ -7,7 +7,10 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from sidecar.core.breaker import BreakerState
+from sidecar.core.limits import StoreFailure
 from sidecar.edges.metrics import LatencyHistogram, Sample, Source
+from sidecar.edges.redis_store import REDIRECTIONS
+from sidecar.edges.redis_topology import named_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from sidecar.edges.jwks import JwksEngine
     from sidecar.edges.limiter import Limiter
     from sidecar.edges.local_store import LocalStore
-    from sidecar.edges.redis_store import RedisStore
+    from sidecar.edges.redis_topology import TopologyStore
     from sidecar.policy.holder import PolicyHolder
     from sidecar.transport.service import Server
 
@@ -56,16 +59,41 @@ def jwks(engine: JwksEngine) -> Source:
     return read
 
 
-def redis(store: RedisStore, latency: LatencyHistogram) -> Source:
-    """Latency, failures and the breaker of the limit store."""
+REDIS_NODES_SHOWN_MAX: Final = 64
+"""Servers of a store that have metrics of their own."""
+
+
+def redis(store: TopologyStore, latency: LatencyHistogram) -> Source:
+    """Latency, failures and breakers of the limit store; and each server's state."""
+    stores = named_stores(store)
+    counts = list({id(each): each for each in (store.counts, *(part.counts for part in stores.values()))}.values())
 
     def read() -> list[Sample]:
-        samples = [Sample("sidecar_redis_failures_total", (kind.value,), n) for kind, n in store.failures.items()]
-        samples.append(Sample("sidecar_redis_latency_seconds", (), latency.buckets()))
-        samples.append(Sample("sidecar_redis_breaker_state", (), _BREAKER_NUMBERS[store.breaker.state]))
-        samples.append(Sample("sidecar_redis_breaker_opened_total", (), store.breaker.opened_total))
-        samples.append(Sample("sidecar_redis_connects_total", (), store.connection.connects_total))
-        samples.append(Sample("sidecar_redis_script_reloads_total", (), store.script_reloads_total))
+        nodes = store.nodes
+        states = [_BREAKER_NUMBERS[node.breaker.state] for node in nodes]
+        opened = sum(node.breaker.opened_total for node in nodes) + sum(each.breaker_opened_before for each in counts)
+        samples = [
+            Sample("sidecar_redis_latency_seconds", (), latency.buckets()),
+            Sample("sidecar_redis_breaker_state", (), max(states, default=0)),
+            Sample("sidecar_redis_breaker_opened_total", (), opened),
+            Sample("sidecar_redis_connects_total", (), sum(each.connects for each in counts)),
+            Sample("sidecar_redis_script_reloads_total", (), sum(each.script_reloads for each in counts)),
+            Sample("sidecar_redis_topology_changes_total", (), sum(each.topology_changes for each in counts)),
+            Sample("sidecar_redis_refunds_total", (), sum(each.refunds for each in counts)),
+            Sample("sidecar_redis_refunds_failed_total", (), sum(each.refunds_failed for each in counts)),
+        ]
+        for kind in StoreFailure:
+            failed = sum(each.failures[kind] for each in counts)
+            samples.append(Sample("sidecar_redis_failures_total", (kind.value,), failed))
+        for code in REDIRECTIONS:
+            redirected = sum(each.redirections[code] for each in counts)
+            samples.append(Sample("sidecar_redis_redirections_total", (code.lower(),), redirected))
+        for name, part in stores.items():
+            for node in part.nodes[:REDIS_NODES_SHOWN_MAX]:
+                labels = (name, str(node.connection.endpoint or "-"))
+                samples.append(Sample("sidecar_redis_node_connected", labels, int(node.connection.connected)))
+                samples.append(Sample("sidecar_redis_node_in_flight", labels, node.connection.in_flight))
+                samples.append(Sample("sidecar_redis_node_breaker_state", labels, _BREAKER_NUMBERS[node.breaker.state]))
         return samples
 
     return read

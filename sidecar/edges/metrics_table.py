@@ -82,6 +82,46 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     ),
     MetricRow("sidecar_redis_breaker_opened_total", _C, (), "Times that the circuit breaker has opened."),
     MetricRow("sidecar_redis_connects_total", _C, (), "Times that a connection to Redis has become usable."),
+    MetricRow(
+        "sidecar_redis_redirections_total",
+        _C,
+        ("kind",),
+        "Answers of a Cluster's node that executed nothing, by kind: moved, ask, tryagain, clusterdown.",
+    ),
+    MetricRow(
+        "sidecar_redis_topology_changes_total",
+        _C,
+        (),
+        "Times that other servers became responsible: a failover, slots that moved.",
+    ),
+    MetricRow(
+        "sidecar_redis_refunds_total",
+        _C,
+        (),
+        "Charges to be given back because another part of their decision, in another slot or store, was denied or "
+        "failed.",
+    ),
+    MetricRow(
+        "sidecar_redis_refunds_failed_total",
+        _C,
+        (),
+        "Of those, the ones that Redis did not confirm: they may stay counted until their window ends.",
+    ),
+    MetricRow(
+        "sidecar_redis_node_connected",
+        _G,
+        ("store", "node"),
+        "1 while a server is connected to, else 0; `store` is main or per_second; the first 64 servers of each.",
+        Merge.MIN,
+    ),
+    MetricRow("sidecar_redis_node_in_flight", _G, ("store", "node"), "Commands that await a server's reply."),
+    MetricRow(
+        "sidecar_redis_node_breaker_state",
+        _G,
+        ("store", "node"),
+        "A server's circuit breaker: 0 closed, 1 half open, 2 open.",
+        Merge.MAX,
+    ),
     MetricRow("sidecar_redis_script_reloads_total", _C, (), "Times that Redis had forgotten the script of the limits."),
     MetricRow(
         "sidecar_local_counters_forgotten_total",

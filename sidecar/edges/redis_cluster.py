@@ -27,7 +27,7 @@ from sidecar.core.breaker import BreakerState
 from sidecar.core.limits import Charge, Done, OnDenied, StoreFailure, Verdict
 from sidecar.edges.redis_connection import IN_FLIGHT_MAX, AskError, RedisConnection
 from sidecar.edges.redis_endpoint import Login, RedisAddress, host_port
-from sidecar.edges.redis_parts import charge_parts
+from sidecar.edges.redis_parts import Ask, charge_parts
 from sidecar.edges.redis_store import CHARGES_MAX, TIMEOUT_S, Call, RedisCounts, RedisStore
 
 SLOTS = 16_384
@@ -134,6 +134,8 @@ class ClusterStore:
         in_flight_max: Commands that may await a reply at a time, for each master.
 
     Attributes:
+        on_denied: As given; may be set later.
+        refund: Makes the refunds; to be replaced by the `charge` of what remembers denials in front of this store.
         topology: The last one that was seen; None before.
         last_error: Why the topology could not be asked last; "" when it could.
     """
@@ -153,7 +155,6 @@ class ClusterStore:
         self._login = login
         self._timeout_s = timeout_s
         self._observe_latency = observe_latency
-        self._on_denied = on_denied
         self._on_connection = on_connection
         self._in_flight_max = in_flight_max
         self._nodes: dict[Address, RedisStore] = {}
@@ -165,6 +166,8 @@ class ClusterStore:
         self._watcher: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.counts = RedisCounts()
+        self.on_denied = on_denied
+        self.refund: Ask = self.charge
         self.topology: Topology | None = None
         self.last_error = "not asked yet"
 
@@ -238,9 +241,13 @@ class ClusterStore:
             return
         self._split(charges, list(places.values()), deadline, done)
 
+    def _denied(self, charges: Sequence[Charge], verdict: Verdict, asked_s: float) -> None:
+        if self.on_denied is not None:
+            self.on_denied(charges, verdict, asked_s)
+
     def _split(self, charges: Sequence[Charge], places: list[list[int]], deadline: float, done: Done) -> None:
         parts = [(self.charge, each) for each in places]
-        charge_parts(parts, charges, deadline, done, refund=self.charge, counts=self.counts)
+        charge_parts(parts, charges, deadline, done, refund=self.refund, counts=self.counts)
 
     def command(self, key: bytes, parts: tuple[bytes, ...], timeout_s: float, done: Callable[[Any], None]) -> None:
         """Send any command about a key to its master; `done` takes what hiredis parsed, or a `StoreFailure`."""
@@ -366,7 +373,7 @@ class ClusterStore:
             RedisAddress(self._login, *address),
             timeout_s=self._timeout_s,
             observe_latency=self._observe_latency,
-            on_denied=self._on_denied,
+            on_denied=self._denied,
             on_connection=partial(self._node_news, address),
             in_flight_max=self._in_flight_max,
             counts=self.counts,

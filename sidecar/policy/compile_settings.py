@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.limits import US_PER_S
-from sidecar.policy import durations
-from sidecar.policy.fields import parse_address, parse_redis_url
-from sidecar.policy.settings import RedisSettings, RedisTlsFiles, Settings
+from sidecar.policy.compile_redis import compile_redis
+from sidecar.policy.durations import seconds
+from sidecar.policy.fields import parse_address
+from sidecar.policy.settings import Settings
 from sidecar.policy.tls_files import check_authorities, check_key_pair
 from sidecar.transport.service import Address, ServerLimits, TlsFiles, UnixAddress
 
 if TYPE_CHECKING:
     from sidecar.policy.files import Files
-    from sidecar.policy.sections import RedisSection, RedisTls, ServerSection, TransportLimits
+    from sidecar.policy.sections import ServerSection, TransportLimits
     from sidecar.policy.validate import Validated
 
 
@@ -22,10 +22,6 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
     document = validated.document
     server, redis, ratelimit = document.server, document.redis, document.ratelimit
     audit = document.audit.destination
-    if redis is not None and durations.parse(redis.timeout) >= durations.parse(server.check_timeout):
-        written = "" if "timeout" in redis.model_fields_set else "the default "
-        message = f"{written}{redis.timeout} is not shorter than server.check_timeout ({server.check_timeout})"
-        validated.fault(("redis", "timeout"), message, "a shorter time, so that on_redis_failure can apply")
     if not validated.has("redis") and (ratelimit is not None or any(rule.limits for rule in document.rules)):
         validated.fault(("redis",), "the section is missing: limits are counted in Redis", "redis: {url: embedded}")
     if not isinstance(audit, str) and not files.path(audit.file).parent.is_dir():
@@ -44,17 +40,12 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
         limits=server_limits(server.limits),
         drain_grace_s=seconds(server.drain_grace),
         admin=parse_address(document.admin.listen),
-        redis=_redis(validated, files, redis) if redis is not None else None,
+        redis=compile_redis(validated, files, redis) if redis is not None else None,
         ratelimit_directory=str(files.path(ratelimit.directory)) if ratelimit is not None else None,
         local_share=document.local_share,
         audit=audit if isinstance(audit, str) else str(files.path(audit.file)),
         log_level=document.log.level,
     )
-
-
-def seconds(duration: str) -> float:
-    """A duration in seconds."""
-    return durations.parse(duration) / US_PER_S
 
 
 def server_limits(written: TransportLimits) -> ServerLimits:
@@ -85,41 +76,4 @@ def _server_tls(validated: Validated, files: Files, server: ServerSection) -> Tl
     )
     check_key_pair(validated, where, found.certificate, found.key)
     check_authorities(validated, (*where, "client_ca"), found.client_ca)
-    return found
-
-
-def _redis(validated: Validated, files: Files, redis: RedisSection) -> RedisSettings:
-    url = parse_redis_url(redis.url)
-    if url.address is None:
-        for name in ("username", "password_file", "tls"):
-            if getattr(redis, name) is not None:
-                validated.fault(("redis", name), f"redis.url is embedded, which takes no {name}", "leave the key out")
-    elif redis.tls is not None and not url.tls:
-        validated.fault(("redis", "tls"), "redis.url is not a rediss:// URL", "rediss://, or leave the key out")
-    password = files.secret(("redis", "password_file"), redis.password_file) if redis.password_file else None
-    return RedisSettings(
-        address=url.address,
-        database=url.database,
-        username=redis.username,
-        password=password,
-        tls=_redis_tls(validated, files, redis.tls) if url.tls else None,
-        timeout_s=seconds(redis.timeout),
-        key_prefix=redis.key_prefix,
-    )
-
-
-def _redis_tls(validated: Validated, files: Files, tls: RedisTls | None) -> RedisTlsFiles:
-    if tls is None:
-        return RedisTlsFiles()
-    where = ("redis", "tls")
-    if (tls.certificate is None) != (tls.key is None):
-        validated.fault(where, "certificate and key are not given together", "both, or neither")
-    found = RedisTlsFiles(
-        ca=files.optional((*where, "ca"), tls.ca),
-        certificate=files.optional((*where, "certificate"), tls.certificate),
-        key=files.optional((*where, "key"), tls.key),
-        server_name=tls.server_name,
-    )
-    check_authorities(validated, (*where, "ca"), found.ca)
-    check_key_pair(validated, where, found.certificate, found.key)
     return found

@@ -31,6 +31,15 @@ def parse(text: str) -> int:
     return sum(number * UNITS_US[unit] for number, unit in parts)
 
 
+def seconds(text: str) -> float:
+    """A duration in seconds.
+
+    Raises:
+        Wrong: As `parse`.
+    """
+    return parse(text) / UNITS_US["s"]
+
+
 def render(us: int) -> str:
     """The shortest way to write a duration that is not negative; `parse` gives it back."""
     text = ""

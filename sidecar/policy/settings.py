@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sidecar.core.secret import Secret
-    from sidecar.transport.service import Address, ServerLimits, TlsFiles
+    from sidecar.transport.service import Address, ServerLimits, TcpAddress, TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,16 +21,51 @@ class RedisTlsFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedisSettings:
-    """Where limits are counted. `address` None: embedded. `tls` is set exactly for `rediss://`."""
+class SentinelSettings:
+    """Who knows the master of this name. `tls` None: cleartext."""
+
+    master: str
+    sentinels: tuple[TcpAddress, ...]
+    username: str | None = None
+    password: Secret | None = None
+    password_file: str | None = None
+    tls: RedisTlsFiles | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisServers:
+    """One store: a single server, or, where `sentinel` or `cluster` is set, that.
+
+    Attributes:
+        address: Of the single server; None: embedded, or none.
+        password: What `password_file` held, or what was given otherwise.
+        password_file: Read again for each connection.
+        tls: None: cleartext.
+        cluster: Servers that are asked for all others.
+    """
 
     address: Address | None
     database: int
     username: str | None
     password: Secret | None
+    password_file: str | None = None
     tls: RedisTlsFiles | None
     timeout_s: float
+    sentinel: SentinelSettings | None = None
+    cluster: tuple[TcpAddress, ...] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether a server is to be started."""
+        return self.address is None and self.sentinel is None and not self.cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisSettings(RedisServers):
+    """Where limits are counted; `per_second`: those with a window of one second, where they have their own store."""
+
     key_prefix: str
+    per_second: RedisServers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
