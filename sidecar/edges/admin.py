@@ -1,7 +1,7 @@
 """The admin listener: a small HTTP/1.1 server for probes, scrapes and operators. It must not be reachable by clients.
 
-It answers GET and HEAD on a few paths. Connections, header sizes and waiting times are bounded; a failure of ours is a
-500 without particulars, and an event in the log.
+It answers GET and HEAD on a few paths, and POST where a route takes a body. Connections, sizes and waiting times are
+bounded; a failure of ours is a 500 without particulars, and an event in the log.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ class Answer:
 
 Route: TypeAlias = Callable[[Mapping[str, str]], Awaitable[Answer]]
 """Called with the request's headers, by lower-case name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostRoute:
+    """A route that takes POST alone.
+
+    Attributes:
+        handler: Called with the request's body.
+        body_bytes_max: A longer body is answered 413.
+    """
+
+    handler: Callable[[bytes], Awaitable[Answer]]
+    body_bytes_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,7 @@ class AdminServer:
 
     def __init__(
         self,
-        routes: Mapping[str, Route],
+        routes: Mapping[str, Route | PostRoute],
         *,
         connections_max: int = CONNECTIONS_MAX,
         timeout_s: float = REQUEST_TIMEOUT_S,
@@ -153,8 +166,13 @@ class AdminServer:
 
 class _Connection:
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, routes: Mapping[str, Route], timeout_s: float
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        routes: Mapping[str, Route | PostRoute],
+        timeout_s: float,
     ) -> None:
+        self._body = b""
         self._reader = reader
         self._writer = writer
         self._routes = routes
@@ -173,39 +191,53 @@ class _Connection:
                 return
             answer = await self._answer(request)
             async with asyncio.timeout(self._timeout_s):
-                await self._send(answer, head=request.method == b"HEAD")
+                await self._send(answer, request)
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()
 
     async def _request(self) -> h11.Request | None:
-        """The next request, its body read over; None when the peer has no more."""
+        """The next request, its body read over or kept for a route that takes one; None when the peer has no more."""
         request: h11.Request | None = None
+        body_bytes_max = 0
+        self._body = b""
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self._reader.read(READ_BYTES))
+                await self._receive()
             elif isinstance(event, h11.Request):
                 request = event
-                if event.method not in (b"GET", b"HEAD"):
+                route = self._routes.get(_path(request))
+                if isinstance(route, PostRoute) and request.method == b"POST":
+                    body_bytes_max = route.body_bytes_max
+                elif event.method not in (b"GET", b"HEAD"):
                     return request  # its body is not read: the connection closes after the answer
             elif isinstance(event, h11.EndOfMessage):
                 return request
             elif isinstance(event, h11.ConnectionClosed) or event is h11.PAUSED:
                 return None
             elif isinstance(event, h11.Data):
-                raise h11.RemoteProtocolError("a request here has no body", error_status_hint=413)
+                self._body += event.data
+                if len(self._body) > body_bytes_max:
+                    what = f"a body of more than {body_bytes_max} bytes" if body_bytes_max else "a body"
+                    raise h11.RemoteProtocolError(f"a request here has not {what}", error_status_hint=413)
+
+    async def _receive(self) -> None:
+        if self._http.they_are_waiting_for_100_continue:
+            self._writer.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        self._http.receive_data(await self._reader.read(READ_BYTES))
 
     async def _answer(self, request: h11.Request) -> Answer:
-        path = request.target.partition(b"?")[0].decode("ascii", "replace")
+        path = _path(request)
         route = self._routes.get(path)
         if route is None:
             return json_answer({"error": "not found", "paths": sorted(self._routes)}, 404)
-        if request.method not in (b"GET", b"HEAD"):
-            return json_answer({"error": "method not allowed", "methods": ["GET", "HEAD"]}, 405)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        if request.method not in _methods(route):
+            return json_answer({"error": "method not allowed", "methods": _names(_methods(route))}, 405)
         try:
-            return await route(headers)
+            if isinstance(route, PostRoute):
+                return await route.handler(self._body)
+            return await route({name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers})
         except Exception:  # noqa: BLE001 - a route's fault must not end in a traceback on the wire
             _log.exception("admin_route_failed", path=path)
             return json_answer({"error": "internal error"}, 500)
@@ -213,26 +245,38 @@ class _Connection:
     async def _refuse(self, error: h11.RemoteProtocolError) -> None:
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             status = error.error_status_hint or 400
-            await self._send(json_answer({"error": "malformed request"}, status), head=False, close=True)
+            await self._send(json_answer({"error": "malformed request"}, status), None, close=True)
 
-    async def _send(self, answer: Answer, *, head: bool, close: bool = False) -> None:
+    async def _send(self, answer: Answer, request: h11.Request | None, *, close: bool = False) -> None:
         headers = [
             ("Content-Type", answer.content_type),
             ("Content-Length", str(len(answer.body))),
             ("Cache-Control", "no-store"),
         ]
-        if answer.status == 405:
-            headers.append(("Allow", "GET, HEAD"))
+        if answer.status == 405 and request is not None:
+            headers.append(("Allow", ", ".join(_names(_methods(self._routes[_path(request)])))))
         if close or self._http.their_state is not h11.DONE:
             headers.append(("Connection", "close"))
         send = self._http.send
         reason = _REASONS.get(answer.status, b"")
         data = send(h11.Response(status_code=answer.status, headers=headers, reason=reason)) or b""
-        if not head:
+        if request is None or request.method != b"HEAD":
             data += send(h11.Data(data=answer.body)) or b""
         data += send(h11.EndOfMessage()) or b""
         self._writer.write(data)
         await self._writer.drain()
+
+
+def _path(request: h11.Request) -> str:
+    return str(request.target.partition(b"?")[0].decode("ascii", "replace"))
+
+
+def _methods(route: Route | PostRoute) -> tuple[bytes, ...]:
+    return (b"POST",) if isinstance(route, PostRoute) else (b"GET", b"HEAD")
+
+
+def _names(methods: tuple[bytes, ...]) -> list[str]:
+    return [method.decode() for method in methods]
 
 
 _REASONS: Final = {
@@ -241,6 +285,7 @@ _REASONS: Final = {
     404: b"Not Found",
     405: b"Method Not Allowed",
     413: b"Content Too Large",
+    429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
     503: b"Service Unavailable",

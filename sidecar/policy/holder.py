@@ -41,6 +41,7 @@ class PolicyHolder:
     Args:
         path: The policy file.
         document: What was loaded from it at start, of generation 1.
+        load_policy: Loads it, given the next generation; reads `path` without it.
         now_s: Seconds since the epoch.
 
     Attributes:
@@ -58,6 +59,7 @@ class PolicyHolder:
         path: Path,
         document: CompiledDocument,
         *,
+        load_policy: Callable[[int], CompiledDocument] | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self.policy: Policy = document.policy
@@ -70,6 +72,7 @@ class PolicyHolder:
         self.restart_needed: tuple[str, ...] = ()
         self._started_with = document.settings
         self._path = path
+        self._load = load_policy or (lambda generation: load(path, generation))
         self._now_s = now_s
         self._subscribers: list[Callable[[CompiledDocument], None]] = []
         self._reloading = asyncio.Lock()
@@ -82,7 +85,7 @@ class PolicyHolder:
         """Load the policy again; True when it was accepted. Reloads that overlap follow one another."""
         async with self._reloading:
             try:
-                document = await asyncio.to_thread(_load_politely, self._path, self.policy.generation + 1)
+                document = await asyncio.to_thread(_load_politely, self._load, self.policy.generation + 1)
                 self._refuse_nothing(document)
             except PolicyError as error:
                 self._refuse(tuple(map(str, error.faults)))
@@ -143,12 +146,12 @@ class PolicyHolder:
         )
 
 
-def _load_politely(path: Path, generation: int) -> CompiledDocument:
+def _load_politely(load_policy: Callable[[int], CompiledDocument], generation: int) -> CompiledDocument:
     """Load, and let the loop's thread have the interpreter whenever it asks."""
     interval_s = sys.getswitchinterval()
     sys.setswitchinterval(RELOAD_SWITCH_INTERVAL_S)
     try:
-        return load(path, generation)
+        return load_policy(generation)
     finally:
         sys.setswitchinterval(interval_s)
 

@@ -1,0 +1,326 @@
+"""From environment variables to what `sidecar serve` gets from its policy file: the same document, compiled by the same code.
+
+    variables (and the file of `--config`, where there is one) -> document -> CompiledDocument
+                                                               -> ReferenceSettings, for what a policy has no words for
+
+A variable that is set wins over the file, the file over the reference's default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping as AnyMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from sidecar.core.secret import Secret
+from sidecar.policy import durations, yaml
+from sidecar.policy.compile import CompiledDocument, compile_source
+from sidecar.policy.faults import Fault, PolicyError, Wrong, shown
+from sidecar.policy.fields import parse_address
+from sidecar.policy.yaml import Mapping, PathParts, Source, dotted
+from sidecar.ratelimit import variables
+from sidecar.ratelimit.variables import FILE
+from sidecar.transport.service import Address
+
+SECTIONS: Final = frozenset({"server", "admin", "redis", "ratelimit", "local_share", "log"})
+"""Of a policy file, what `sidecar ratelimit --config` may hold: there is nothing else to serve."""
+
+REDIS_TIMEOUT_S_MAX: Final = 5.0
+ANSWER_MARGIN_S: Final = 0.1
+"""How much longer than Redis's timeout a call may take."""
+
+_LEVELS: Final = {
+    "panic": "error",
+    "fatal": "error",
+    "error": "error",
+    "warn": "warning",
+    "warning": "warning",
+    "info": "info",
+    "debug": "debug",
+    "trace": "debug",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceSettings:
+    """What the reference's variables say and a policy has no words for.
+
+    Attributes:
+        http: Where `/json` and `/healthcheck` are served.
+        prometheus: Where metrics are served besides the debug port, and on which path; None: not.
+        healthy_with_config: `/healthcheck` fails while no domain is configured.
+        healthy_with_redis: `/healthcheck` fails while Redis is not connected; otherwise, until it was once.
+        force_start: gRPC is served before a first configuration came.
+    """
+
+    http: Address
+    prometheus: tuple[Address, str] | None
+    healthy_with_config: bool
+    healthy_with_redis: bool
+    force_start: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the environment came to."""
+
+    document: CompiledDocument
+    reference: ReferenceSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EnvironmentSource(Source):
+    """A document made of variables over a file: faults name the variable where one is to blame, else the file's line.
+
+    Attributes:
+        written_by: The variables that a path's value comes from.
+        base: The file; None without one.
+    """
+
+    written_by: AnyMapping[PathParts, str]
+    base: Source | None
+
+    def fault(self, path: PathParts, message: str, accepted: str = "") -> Fault:
+        """A fault at a path."""
+        around = (self.written_by.get(path[:length]) for length in range(len(path), 0, -1))
+        below = (name for where, name in self.written_by.items() if where[: len(path)] == path)
+        name = next((name for name in around if name is not None), None)
+        if name is None and self.base is not None and path and path[0] in self.base.root:
+            return self.base.fault(path, message, accepted)
+        return Fault(FILE, 0, name or next(below, dotted(path)), message, accepted)
+
+
+def load(environment: AnyMapping[str, str], generation: int, config: Path | None = None) -> Loaded:
+    """Read the environment, and all files that it names.
+
+    Args:
+        environment: The process's variables.
+        generation: Of the policy that is compiled.
+        config: A file in the policy's format with settings that have no variable.
+
+    Raises:
+        PolicyError: With every fault.
+    """
+    found = variables.read(environment)
+    writer = _Writer(environment, found, _base(config))
+    writer.server()
+    writer.redis()
+    writer.ratelimit()
+    reference = writer.reference()
+    try:
+        document = compile_source(writer.source, Path(), generation)
+    except PolicyError as error:
+        raise PolicyError([*writer.faults, *error.faults]) from None
+    if writer.faults:
+        raise PolicyError(writer.faults)
+    return Loaded(writer.with_secrets(document), reference)
+
+
+def _base(config: Path | None) -> Source | None:
+    """The file of `--config`.
+
+    Raises:
+        PolicyError: It cannot be read, or has a section for which there is no use.
+    """
+    if config is None:
+        return None
+    source = yaml.read(config)
+    if not isinstance(source.root, Mapping):
+        raise PolicyError([source.fault((), "the document is not a mapping", ", ".join(sorted(SECTIONS)))])
+    faults = [
+        source.fault((key,), "`sidecar ratelimit` has no use for this section", ", ".join(sorted(SECTIONS)))
+        for key in source.root
+        if key not in SECTIONS
+    ]
+    if faults:
+        raise PolicyError(faults)
+    return source
+
+
+class _Writer:
+    """Writes the document, one section after the other."""
+
+    def __init__(self, environment: AnyMapping[str, str], found: AnyMapping[str, Any], base: Source | None) -> None:
+        self.faults: list[Fault] = []
+        self._environment = environment
+        self._found = found
+        self._written_by: dict[PathParts, str] = {}
+        self._credentials: dict[str, Any] = {}
+        root = _copy(base.root) if base is not None else Mapping(0)
+        self.source = EnvironmentSource(FILE, root, self._written_by, base)
+
+    def server(self) -> None:
+        """The gRPC listener, its TLS, and the log."""
+        found = self._found
+        if found["GRPC_UDS"]:
+            self._put(("server", "listen"), f"unix:{Path(found['GRPC_UDS']).absolute()}", "GRPC_UDS")
+        else:
+            listen = _host_port(found["GRPC_HOST"], found["GRPC_PORT"])
+            self._put(("server", "listen"), listen, "GRPC_HOST", "GRPC_PORT")
+        self._put(("admin", "listen"), _host_port(found["DEBUG_HOST"], found["DEBUG_PORT"]), "DEBUG_HOST", "DEBUG_PORT")
+        for name, key in (
+            ("GRPC_MAX_CONNECTION_AGE", "max_connection_age"),
+            ("GRPC_MAX_CONNECTION_AGE_GRACE", "max_connection_age_grace"),
+        ):
+            self._put(("server", "limits", key), _duration(found[name]), name)
+        if found["GRPC_SERVER_USE_TLS"]:
+            for name, key in (
+                ("GRPC_SERVER_TLS_CERT", "certificate"),
+                ("GRPC_SERVER_TLS_KEY", "key"),
+                ("GRPC_CLIENT_TLS_CACERT", "client_ca"),
+            ):
+                if found[name]:
+                    self._put(("server", "tls", key), found[name], name)
+                elif key != "client_ca":
+                    self._fault(name, "it is not set, and GRPC_SERVER_USE_TLS is true", "the path of a PEM file")
+        if found["GRPC_CLIENT_TLS_SAN"]:
+            self._fault(
+                "GRPC_CLIENT_TLS_SAN",
+                "it is not supported, and without it more clients would be let in than are meant to",
+                "no value, with an authority of its own for these clients in GRPC_CLIENT_TLS_CACERT",
+            )
+        self._put(("log", "level"), _LEVELS[found["LOG_LEVEL"]], "LOG_LEVEL")
+
+    def redis(self) -> None:
+        """Where limits are counted."""
+        found = self._found
+        if found["BACKEND_TYPE"] == "memcache":
+            self._fault("BACKEND_TYPE", "memcache is not supported: counters are kept in Redis or Valkey", "redis")
+        if found["REDIS_TYPE"] != "SINGLE" or found["REDIS_PERSECOND"]:
+            name = "REDIS_PERSECOND" if found["REDIS_PERSECOND"] else "REDIS_TYPE"
+            self._fault(name, "it is not supported yet", "REDIS_TYPE=SINGLE, without REDIS_PERSECOND")
+        try:
+            url = self._redis_url("REDIS_URL", found["REDIS_SOCKET_TYPE"], tls=found["REDIS_TLS"])
+        except Wrong as wrong:
+            self._fault("REDIS_URL", wrong.message, wrong.accepted)
+            url = "embedded"
+        self._put(("redis", "url"), url, "REDIS_URL", "REDIS_SOCKET_TYPE", "REDIS_TLS")
+        if url.startswith("rediss://"):
+            for name, key in (
+                ("REDIS_TLS_CACERT", "ca"),
+                ("REDIS_TLS_CLIENT_CERT", "certificate"),
+                ("REDIS_TLS_CLIENT_KEY", "key"),
+            ):
+                if found[name]:
+                    self._put(("redis", "tls", key), found[name], name)
+        if "REDIS_TIMEOUT" in self._environment:
+            timeout_s = min(max(found["REDIS_TIMEOUT"], 0.001), REDIS_TIMEOUT_S_MAX)
+            self._put(("redis", "timeout"), _duration(timeout_s), "REDIS_TIMEOUT")
+            self._put(("server", "check_timeout"), _duration(timeout_s + ANSWER_MARGIN_S), "REDIS_TIMEOUT")
+        if found["REDIS_AUTH"]:
+            user, colon, password = found["REDIS_AUTH"].partition(":")
+            self._credentials = {"username": user or None, "password": Secret(password)}
+            if not colon:
+                self._credentials = {"username": None, "password": Secret(user)}
+        if found["CACHE_KEY_PREFIX"]:
+            if any(brace in found["CACHE_KEY_PREFIX"] for brace in "{}"):
+                self._fault("CACHE_KEY_PREFIX", "it holds a brace, with which a cluster's slots are told", "no { and }")
+            self._credentials["key_prefix"] = found["CACHE_KEY_PREFIX"]
+
+    def ratelimit(self) -> None:
+        """Where limits come from, and how they are answered."""
+        found = self._found
+        names = ("RUNTIME_ROOT", "RUNTIME_SUBDIRECTORY", "RUNTIME_APPDIRECTORY")
+        directory = Path(*(found[name] for name in names if found[name])).absolute()
+        self._put(("ratelimit", "directory"), str(directory), *names)
+        files = "visible" if found["RUNTIME_IGNOREDOTFILES"] else "all"
+        self._put(("ratelimit", "files"), files, "RUNTIME_IGNOREDOTFILES")
+        may_start = found["FORCE_START_WITHOUT_INITIAL_CONFIG"] or found["HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED"]
+        self._put(("ratelimit", "required"), not may_start, "FORCE_START_WITHOUT_INITIAL_CONFIG")
+
+    def reference(self) -> ReferenceSettings:
+        """What a policy has no words for."""
+        found = self._found
+        prometheus = None
+        if found["USE_PROMETHEUS"] and not found["DISABLE_STATS"]:
+            host, _, port = found["PROMETHEUS_ADDR"].rpartition(":")
+            path = found["PROMETHEUS_PATH"]
+            if not path.startswith("/"):
+                self._fault("PROMETHEUS_PATH", f"{shown(path)} is not a path", "a path such as /metrics")
+            prometheus = self._address("PROMETHEUS_ADDR", f"{host or '0.0.0.0'}:{port}"), path
+        return ReferenceSettings(
+            http=self._address("HOST", _host_port(found["HOST"], found["PORT"])),
+            prometheus=prometheus,
+            healthy_with_config=found["HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED"],
+            healthy_with_redis=found["REDIS_HEALTH_CHECK_ACTIVE_CONNECTION"],
+            force_start=found["FORCE_START_WITHOUT_INITIAL_CONFIG"],
+        )
+
+    def with_secrets(self, document: CompiledDocument) -> CompiledDocument:
+        """The document with what a policy would read from files of their own."""
+        settings = document.settings
+        if settings.redis is None or not self._credentials:
+            return document
+        redis = dataclasses.replace(settings.redis, **self._credentials)
+        return dataclasses.replace(document, settings=dataclasses.replace(settings, redis=redis))
+
+    def _redis_url(self, name: str, socket_type: str, *, tls: bool) -> str:
+        """A policy's `redis.url`.
+
+        Raises:
+            Wrong: The variable's value is none. Its text is not repeated: people put passwords there.
+        """
+        value = self._found[name]
+        if socket_type == "unix":
+            if tls:
+                raise Wrong("REDIS_TLS does not go with REDIS_SOCKET_TYPE=unix", "REDIS_SOCKET_TYPE=tcp")
+            if not value.startswith("/"):
+                raise Wrong("it is not a socket's path, which REDIS_SOCKET_TYPE=unix asks for", "an absolute path")
+            return f"unix://{value}"
+        if "://" not in value:
+            return f"{'rediss' if tls else 'redis'}://{value}"
+        scheme, _, rest = value.partition("://")
+        try:
+            url = urlsplit(value)
+            user, password = url.username, url.password
+        except ValueError:
+            raise Wrong("the URL cannot be read", "host:port, or redis://user:password@host:port/0") from None
+        if password:
+            self._credentials |= {"username": unquote(user or "") or None, "password": Secret(unquote(password))}
+        return f"{'rediss' if tls else scheme}://{rest.rpartition('@')[2]}"
+
+    def _put(self, path: PathParts, value: Any, *names: str) -> None:
+        """Write a value, unless none of its variables is set and the file has it."""
+        node = self.source.root
+        for part in path[:-1]:
+            if not isinstance(node.get(part), Mapping):
+                node[part] = Mapping(0)
+                node.key_lines[str(part)] = 0
+            node = node[part]
+        is_set = next((name for name in names if name in self._environment), None)
+        if path[-1] in node and is_set is None:
+            return
+        node[path[-1]] = value
+        node.key_lines[str(path[-1])] = 0
+        self._written_by[path] = is_set or names[0]
+
+    def _address(self, name: str, written: str) -> Address:
+        try:
+            return parse_address(written)
+        except Wrong as wrong:
+            self._fault(name, wrong.message, wrong.accepted)
+            return parse_address("127.0.0.1:0")
+
+    def _fault(self, name: str, message: str, accepted: str) -> None:
+        self.faults.append(Fault(FILE, 0, name, message, accepted))
+
+
+def _copy(node: Any) -> Any:
+    """A document's mappings anew, so that variables can be written into them."""
+    if not isinstance(node, Mapping):
+        return node
+    copied = Mapping(node.line)
+    copied.key_lines = dict(node.key_lines)
+    copied.update({key: _copy(value) for key, value in node.items()})
+    return copied
+
+
+def _host_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host or '0.0.0.0'}:{port}"
+
+
+def _duration(seconds: float) -> str:
+    return durations.render(round(seconds * 1000) * 1000)
