@@ -9,9 +9,10 @@ that and calls again. Every step either goes on or ends in a `Decision`. `sideca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct
 
 from sidecar.core.authn import Keys, NeedKey, authenticate
 from sidecar.core.authz import Unmet
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
     from sidecar.core.token_cache import TokenCache
 
 
-@dataclass(slots=True, eq=False)
-class Charges:
+class Charges(Struct, eq=False, gc=False):
     """All that is left to decide is in the store's hands: charge these together, then `settle`."""
 
     policy: Policy

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
@@ -13,8 +14,7 @@ NO_RULE = "-"
 """Stands for "no rule matched" in records and metric labels; not a name that a policy can give to a rule."""
 
 
-@dataclass(slots=True, eq=False)
-class DecisionEvent:
+class DecisionEvent(Struct, eq=False, gc=False):
     """One answered Check, handed on after the answer has left.
 
     Attributes:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import Struct, field
+
+if TYPE_CHECKING:
+    from sidecar.core.principal import Json
 
 _NONE: frozenset[str] = frozenset()
 
+Metadata: TypeAlias = "Callable[[str, tuple[str, ...]], Json]"
 
-@dataclass(slots=True, eq=False)
-class RequestContext:
-    """One request, as a gateway described it. Not `frozen`, which costs 1.5 us; `keep_headers` alone changes it.
+
+class RequestContext(Struct, eq=False, gc=False):
+    """One request, as a gateway described it; `keep_headers` alone changes it.
 
     Attributes:
         request_id: What names the request in answers, logs and audit.
@@ -24,6 +30,7 @@ class RequestContext:
         underscored: Names of headers with an underscore. Servers that know headers as CGI or WSGI variables take each
             of `x-user_id`, `x_user-id` and `x_user_id` for `x-user-id`.
         source_address: The client's IP address as Envoy sees it (after its XFF processing), "" if unknown.
+        metadata: Looks up a value of the gateway's own metadata by namespace and path; None where it sent none.
     """
 
     request_id: str
@@ -34,6 +41,7 @@ class RequestContext:
     repeated: frozenset[str] = _NONE
     underscored: tuple[str, ...] = ()
     source_address: str = ""
+    metadata: Metadata | None = None
 
     def keep_headers(self, names: tuple[str, ...]) -> None:
         """Let go of all headers but these, and with them of the message that they stand in.

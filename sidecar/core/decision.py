@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from sidecar.core.limits import LimitOutcome
     from sidecar.core.principal import Principal
     from sidecar.core.rules import Rule
 
-NO_PARAMETERS: Mapping[str, str] = {}
+NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 
 class DenyReason(enum.Enum):
@@ -133,8 +136,7 @@ def _rows() -> dict[DenyReason, ReasonRow]:
 REASONS: dict[DenyReason, ReasonRow] = _rows()
 
 
-@dataclass(slots=True, eq=False)
-class Decision:
+class Decision(Struct, eq=False, gc=False):
     """One answer, with all that the adapter, the metrics and the audit event need of it. Never changed once built.
 
     Attributes:
@@ -156,7 +158,7 @@ class Decision:
     principal: Principal | None
     limits: tuple[LimitOutcome, ...]
     generation: int
-    parameters: Mapping[str, str] = field(default_factory=lambda: NO_PARAMETERS)
+    parameters: Mapping[str, str] = NO_PARAMETERS
     as_error: bool = False
     degraded: bool = False
     reservation: str = ""

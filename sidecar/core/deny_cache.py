@@ -40,8 +40,6 @@ _STALE_FACTOR: Final = 4
 class RememberedDenial(LimitOutcome):
     """A denial from memory; `used` is as of then."""
 
-    __slots__ = ()
-
     source: ClassVar[Source] = Source.REMEMBERED
 
 

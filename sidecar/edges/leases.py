@@ -61,8 +61,6 @@ _LEASABLE: Final = {Algorithm.SLIDING_WINDOW, Algorithm.FIXED_WINDOW, Algorithm.
 class LeasedGrant(LimitOutcome):
     """Granted from what was taken ahead; the numbers are as of then, less what was granted since."""
 
-    __slots__ = ()
-
     source: ClassVar[Source] = Source.LEASE
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from sidecar.core.deny_cache import DENIALS_MAX, DenyCache, RememberedDenial
+from sidecar.core.deny_cache import DENIALS_MAX, DenyCache, RememberedDenial, can_be_remembered
+from sidecar.core.hot_keys import SAMPLE_EVERY, HotKeys
 from sidecar.core.limits import US_PER_S, Charge, Done, LimitOutcome, LimitStore, Op, Source, StoreFailure, Verdict
 from sidecar.core.overrides import Overrides
 from sidecar.edges.handover import Handover
@@ -41,8 +42,6 @@ def monotonic_us() -> int:
 class Unasked(LimitOutcome):
     """Of a charge that was not made because another one's denial was remembered: nothing is known of it."""
 
-    __slots__ = ()
-
     source: ClassVar[Source] = Source.UNASKED
 
 
@@ -62,6 +61,7 @@ class Limiter:
         denials: What is remembered; for metrics.
         handover: What is owed; for metrics.
         leases: What is held; for metrics.
+        hot_keys: What is charged most, estimated from one decision in `SAMPLE_EVERY`.
     """
 
     def __init__(
@@ -78,8 +78,10 @@ class Limiter:
         self._overrides = overrides if overrides is not None else Overrides()
         self._now_us = now_us
         self._on_freed = on_freed
-        self._engaged = False
+        self.engaged = False
         self._timer: asyncio.TimerHandle | None = None
+        self._until_sample = SAMPLE_EVERY
+        self.hot_keys = HotKeys(now_us(), sample_every=SAMPLE_EVERY)
         self.denials = DenyCache(denials_max)
         self.handover = Handover(store, local, on_active=self._engage)
         self.leases = Leases(store, now_us, on_returned=self._freed)
@@ -95,7 +97,10 @@ class Limiter:
 
     def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         """Decide all charges together, then call `done`."""
-        if not self._engaged and not self._overrides.active:
+        self._until_sample -= 1
+        if self._until_sample <= 0:
+            self._sample(charges)
+        if not self.engaged and not self._overrides.active:
             for charge in charges:
                 if charge.op or charge.limit.lease:
                     break
@@ -103,6 +108,12 @@ class Limiter:
                 self._store.charge(charges, deadline, done)
                 return
         self._charge(charges, deadline, done)
+
+    def _sample(self, charges: Sequence[Charge]) -> None:
+        self._until_sample = SAMPLE_EVERY
+        now_us = self._now_us()
+        for charge in charges:
+            self.hot_keys.add(charge, now_us)
 
     def denied(self, charges: Sequence[Charge], verdict: Verdict, asked_s: float) -> None:
         """The store has denied a decision; see `OnDenied`."""
@@ -117,7 +128,7 @@ class Limiter:
     def _charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         if self._overrides.active:
             charges = self._overrides.applied(charges)
-        freed = [charge.storage_key for charge in charges if charge.op in _GIVING]
+        freed = [charge.storage_key for charge in charges if charge.op in _GIVING and can_be_remembered(charge.limit)]
         if freed:
             done = self._forgetting(freed, done)
         leased = any(charge.limit.lease for charge in charges)
@@ -175,14 +186,14 @@ class Limiter:
         self._on_freed(storage_keys)
 
     def _engage(self) -> None:
-        self._engaged = True
+        self.engaged = True
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TIDY_EVERY_S, self._tidy)
 
     def _tidy(self) -> None:
         self._timer = None
         self.denials.expire(self._now_us())
-        self._engaged = False
+        self.engaged = False
         if len(self.denials) or self.handover.active:
             self._engage()
 

@@ -12,7 +12,7 @@ PURE = [*sorted((ROOT / "core").rglob("*.py")), ROOT / "pipeline.py"]
 
 ALLOWED = {
     "__future__", "array", "base64", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum",
-    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "operator", "re",
+    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "msgspec", "operator", "re",
     "string", "struct", "types", "typing", "urllib.parse",
 }  # fmt: skip
 CRYPTOGRAPHY = {"keys.py"}

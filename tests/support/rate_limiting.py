@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from google.protobuf.json_format import MessageToDict, ParseDict
+from msgspec import structs
 
 from sidecar.core.descriptors import RateLimitOptions
 from sidecar.edges.local_store import LocalStore
@@ -35,7 +35,7 @@ class Store:
         if self.failure is not None:
             done(self.failure)
         else:
-            self._counting.charge(charges, deadline, lambda verdict: done(replace(verdict, local=self._local)))
+            self._counting.charge(charges, deadline, lambda verdict: done(structs.replace(verdict, local=self._local)))
 
 
 class Call:
