@@ -4,11 +4,10 @@ local function concurrency()
   local function nothing()
     return 0
   end
-  local function no_state()
-    return ''
-  end
   return {
-    size = nothing, read = nothing, used = nothing, add = nothing, take_back = nothing, wait = nothing,
-    reset_after = nothing, pack = no_state, is_held = true,
+    read = function() return {asked = 0, dirty = false}, 0 end,
+    used = nothing, add = nothing, take_back = nothing, wait = nothing, reset_after = nothing,
+    pack = function() return '' end,
+    is_held = true,
   }
 end

@@ -1,6 +1,7 @@
 -- What the algorithms share: exact integer arithmetic on Lua's doubles, which hold integers up to 2^53.
 
 local COUNT_MAX = 4294967295 -- counts saturate here: the largest limit (uint32), so more would change no decision
+local FOREIGN = 'the key holds something other than a counter of this algorithm'
 local WINDOW_MAX = 31622400000000 -- the longest window in microseconds: 366 days
 
 -- floor(a * b / divisor) and the remainder, exactly, for a <= 2^35 and b, divisor <= 2^45 (366 days are 3.2e13 us).

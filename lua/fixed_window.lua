@@ -10,54 +10,53 @@
 local function fixed_window()
   local algorithm = {}
 
-  function algorithm.size()
-    return 12
-  end
-
-  local function read_calendar(counter, raw)
+  local function open_calendar(counter, boundaries, start, current)
     local now, starts, own = counter.now, {}, nil
-    for position = 1, #counter.boundaries, 8 do
+    for position = 1, #boundaries, 8 do
       local n = #starts + 1
-      starts[n] = struct.unpack('>I8', counter.boundaries, position)
+      starts[n] = struct.unpack('>I8', boundaries, position)
       if n > 1 and starts[n - 1] <= now and now < starts[n] then
         own = n - 1
       end
     end
     assert(own, 'the clocks of this server and of its client disagree by more than a calendar window')
-    if raw then
-      local start, current = struct.unpack('>I8I4', raw)
-      if start > (starts[own - 1] or starts[1] - 1) then
-        counter.current = current
-        local known
-        for n = own, #starts - 1 do
-          if starts[n] == start then
-            known = known or n
-          end
+    if start and start > (starts[own - 1] or starts[1] - 1) then
+      local known
+      for n = own, #starts - 1 do
+        if starts[n] == start then
+          known = known or n
         end
-        if not known then
-          counter.dirty = true
-        end
-        own = known or own
       end
+      counter.current, counter.dirty = current, not known
+      own = known or own
     end
     counter.start, counter.ends = starts[own], starts[own + 1]
   end
 
-  function algorithm.read(counter, raw)
-    if counter.boundaries ~= '' then
-      return read_calendar(counter, raw)
-    end
-    local now, window = counter.now, counter.window
+  local function open_aligned(counter, window, start, current)
+    local now = counter.now
     counter.start = now - math.fmod(now, window)
-    if raw then
-      local start, current = struct.unpack('>I8I4', raw)
-      if start > now + window then
-        counter.current, counter.dirty = current, true
-      elseif start >= counter.start then
-        counter.start, counter.current = start, current
-      end
+    if start and start > now + window then
+      counter.current, counter.dirty = current, true
+    elseif start and start >= counter.start then
+      counter.start, counter.current = start, current
     end
     counter.ends = counter.start + window
+  end
+
+  function algorithm.read(raw, now, window, _, _, boundaries)
+    local counter = {now = now, start = 0, ends = 0, current = 0, asked = 0, dirty = false}
+    local start, current
+    if raw then
+      assert(#raw >= 12, FOREIGN)
+      start, current = struct.unpack('>I8I4', raw)
+    end
+    if boundaries then
+      open_calendar(counter, boundaries, start, current)
+    else
+      open_aligned(counter, window, start, current)
+    end
+    return counter, 12
   end
 
   function algorithm.used(counter)

@@ -8,69 +8,72 @@
 local function gcra()
   local algorithm = {}
 
-  function algorithm.size()
-    return 20
-  end
-
   local function saturate(counter)
-    if counter.current >= counter.capacity then
+    if counter.level >= counter.capacity then
       local level_max = math.min(multiply_divide(counter.requests, WINDOW_MAX, counter.window), COUNT_MAX)
-      if counter.current >= level_max then
-        counter.current, counter.fraction = level_max, 0
+      if counter.level >= level_max then
+        counter.level, counter.fraction = level_max, 0
       end
     end
   end
 
   local function leak(counter, elapsed)
     if elapsed > WINDOW_MAX then
-      counter.current, counter.fraction = 0, 0
+      counter.level, counter.fraction = 0, 0
       return
     end
     local leaked, leaked_fraction = multiply_divide(counter.requests, elapsed, counter.window)
-    local level, fraction = counter.current - leaked, counter.fraction - leaked_fraction
+    local level, fraction = counter.level - leaked, counter.fraction - leaked_fraction
     if fraction < 0 then
       level, fraction = level - 1, fraction + counter.window
     end
     if level < 0 then
       level, fraction = 0, 0
     end
-    counter.current, counter.fraction = level, fraction
+    counter.level, counter.fraction = level, fraction
   end
 
-  function algorithm.read(counter, raw)
-    counter.fraction = 0
-    if not raw or counter.requests == 0 then
-      return
+  function algorithm.read(raw, now, window, requests, capacity)
+    local counter = {
+      now = now, at = now, window = window, requests = requests, capacity = capacity, level = 0, fraction = 0, asked = 0,
+      dirty = false,
+    }
+    if not raw then
+      return counter, 0
     end
-    local now, at = counter.now, nil
-    at, counter.current, counter.fraction = struct.unpack('>I8I4I8', raw)
-    saturate(counter)
-    if at > now + counter.window then
-      counter.dirty = true
-    elseif at > now then
-      counter.at = at
-    else
-      leak(counter, now - at)
+    assert(#raw >= 20, FOREIGN)
+    if requests > 0 then
+      local at
+      at, counter.level, counter.fraction = struct.unpack('>I8I4I8', raw)
+      saturate(counter)
+      if at > now + window then
+        counter.dirty = true
+      elseif at > now then
+        counter.at = at
+      else
+        leak(counter, now - at)
+      end
     end
+    return counter, 20
   end
 
   function algorithm.used(counter)
     if counter.fraction > 0 then
-      return counter.current + 1
+      return counter.level + 1
     end
-    return counter.current
+    return counter.level
   end
 
   function algorithm.add(counter, cost)
-    counter.current = counter.current + cost
+    counter.level = counter.level + cost
     saturate(counter)
   end
 
   function algorithm.take_back(counter, cost)
-    if cost > counter.current then
-      counter.current, counter.fraction = 0, 0
+    if cost > counter.level then
+      counter.level, counter.fraction = 0, 0
     else
-      counter.current = counter.current - cost
+      counter.level = counter.level - cost
     end
   end
 
@@ -79,7 +82,7 @@ local function gcra()
       return 0
     end
     local requests = counter.requests
-    local wait, rest = multiply_divide(counter.current - room, counter.window, requests)
+    local wait, rest = multiply_divide(counter.level - room, counter.window, requests)
     rest = rest + counter.fraction
     local over = math.fmod(rest, requests)
     wait = counter.at - counter.now + wait + (rest - over) / requests
@@ -94,7 +97,7 @@ local function gcra()
   end
 
   function algorithm.pack(counter)
-    return struct.pack('>I8I4I8', counter.at, counter.current, counter.fraction)
+    return struct.pack('>I8I4I8', counter.at, counter.level, counter.fraction)
   end
 
   return algorithm

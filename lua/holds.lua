@@ -13,126 +13,126 @@ local function make_holds()
   local holds = {}
   local HOLD, TAIL = 20, 12
 
-  -- counter.holds: the string of holds; counter.hold_count: how many; counter.held: the sum of their amounts
+  -- reserved.entries: the string of holds; .count: how many; .held: the sum of their amounts; .asked: how many more are asked
 
-  local function expiry_of(counter, n)
-    return (struct.unpack('>I8', counter.holds, HOLD * (n - 1) + 9))
+  local function expiry_of(reserved, n)
+    return (struct.unpack('>I8', reserved.entries, HOLD * (n - 1) + 9))
   end
 
-  local function amount_of(counter, n)
-    return (struct.unpack('>I4', counter.holds, HOLD * (n - 1) + 17))
+  local function amount_of(reserved, n)
+    return (struct.unpack('>I4', reserved.entries, HOLD * (n - 1) + 17))
   end
 
-  local function cut(counter, first, last)
-    counter.holds = string.sub(counter.holds, 1, HOLD * (first - 1)) .. string.sub(counter.holds, HOLD * last + 1)
-    counter.hold_count = counter.hold_count - (last - first + 1)
+  local function cut(reserved, first, last)
+    local entries = reserved.entries
+    reserved.entries = string.sub(entries, 1, HOLD * (first - 1)) .. string.sub(entries, HOLD * last + 1)
+    reserved.count = reserved.count - (last - first + 1)
   end
 
   -- No hold lasts longer than one that is made now.
-  local function shorten(counter)
-    local latest, parts = counter.now + counter.hold_time, {}
-    for n = 1, counter.hold_count do
-      local name, expiry, amount = struct.unpack('>c8I8I4', counter.holds, HOLD * (n - 1) + 1)
+  local function shorten(reserved, latest)
+    local parts = {}
+    for n = 1, reserved.count do
+      local name, expiry, amount = struct.unpack('>c8I8I4', reserved.entries, HOLD * (n - 1) + 1)
       parts[n] = struct.pack('>c8I8I4', name, math.min(expiry, latest), amount)
     end
-    counter.holds, counter.dirty = table.concat(parts), true
+    reserved.entries = table.concat(parts)
   end
 
-  -- Reads what follows the algorithm's state; false if that is nothing of ours.
-  function holds.read(counter, raw, from)
+  function holds.none(now)
+    return {now = now, entries = '', count = 0, held = 0, asked = 0}
+  end
+
+  -- Reads what follows the algorithm's state, from a position on; and whether that was changed, since the clock stepped back.
+  function holds.read(raw, from, now, hold_time)
+    local reserved = holds.none(now)
     local length = #raw - from + 1 - TAIL
-    if length < 0 or length % HOLD ~= 0 then
-      return false
-    end
+    assert(length >= 0 and length % HOLD == 0, FOREIGN)
     local count, held = struct.unpack('>I4I8', raw, from + length)
-    if count * HOLD ~= length then
-      return false
-    end
-    counter.holds, counter.hold_count, counter.held = string.sub(raw, from, from + length - 1), count, held
+    assert(count * HOLD == length, FOREIGN)
+    reserved.entries, reserved.count, reserved.held = string.sub(raw, from, from + length - 1), count, held
     local lapsed = 0
-    while lapsed < count and expiry_of(counter, lapsed + 1) <= counter.now do
+    while lapsed < count and expiry_of(reserved, lapsed + 1) <= now do
       lapsed = lapsed + 1
-      counter.held = counter.held - amount_of(counter, lapsed)
+      reserved.held = reserved.held - amount_of(reserved, lapsed)
     end
     if lapsed > 0 then
-      cut(counter, 1, lapsed)
+      cut(reserved, 1, lapsed)
     end
-    if counter.hold_time > 0 and holds.reset_after(counter) > 2 * counter.hold_time then
-      shorten(counter)
+    if hold_time > 0 and holds.reset_after(reserved) > 2 * hold_time then
+      shorten(reserved, now + hold_time)
+      return reserved, true
     end
-    return true
+    return reserved, false
   end
 
-  function holds.put(counter, name, amount)
+  function holds.put(reserved, name, amount, expiry)
     amount = math.min(amount, COUNT_MAX)
-    local expiry, after = counter.now + counter.hold_time, counter.hold_count
-    while after > 0 and expiry_of(counter, after) > expiry do
+    local entries, after = reserved.entries, reserved.count
+    while after > 0 and expiry_of(reserved, after) > expiry do
       after = after - 1
     end
     local hold = struct.pack('>c8I8I4', name, expiry, amount)
-    counter.holds = string.sub(counter.holds, 1, HOLD * after) .. hold .. string.sub(counter.holds, HOLD * after + 1)
-    counter.hold_count, counter.held = counter.hold_count + 1, counter.held + amount
+    reserved.entries = string.sub(entries, 1, HOLD * after) .. hold .. string.sub(entries, HOLD * after + 1)
+    reserved.count, reserved.held = reserved.count + 1, reserved.held + amount
   end
 
-  function holds.put_on_last(counter, amount)
-    local last = counter.hold_count
-    local name, expiry, old = struct.unpack('>c8I8I4', counter.holds, HOLD * (last - 1) + 1)
+  function holds.put_on_last(reserved, amount, expiry)
+    local before = HOLD * (reserved.count - 1)
+    local name, last, old = struct.unpack('>c8I8I4', reserved.entries, before + 1)
     local new = math.min(old + amount, COUNT_MAX)
-    expiry = math.max(expiry, counter.now + counter.hold_time)
-    counter.holds = string.sub(counter.holds, 1, HOLD * (last - 1)) .. struct.pack('>c8I8I4', name, expiry, new)
-    counter.held = counter.held + new - old
+    expiry = math.max(expiry, last)
+    reserved.entries = string.sub(reserved.entries, 1, before) .. struct.pack('>c8I8I4', name, expiry, new)
+    reserved.held = reserved.held + new - old
   end
 
-  -- Ends the first hold of a name, if there is one.
-  function holds.end_named(counter, name)
-    local from = 1
-    while true do
-      local position = string.find(counter.holds, name, from, true)
-      if not position then
-        return
-      end
-      if position % HOLD == 1 then
-        local n = (position - 1) / HOLD + 1
-        counter.held, counter.dirty = counter.held - amount_of(counter, n), true
-        cut(counter, n, n)
-        return
-      end
-      from = position + 1
+  -- Ends the first hold of a name; whether there was one.
+  function holds.end_named(reserved, name)
+    local position = string.find(reserved.entries, name, 1, true)
+    while position and position % HOLD ~= 1 do
+      position = string.find(reserved.entries, name, position + 1, true)
     end
+    if not position then
+      return false
+    end
+    local n = (position - 1) / HOLD + 1
+    reserved.held = reserved.held - amount_of(reserved, n)
+    cut(reserved, n, n)
+    return true
   end
 
-  function holds.take_back(counter, amount)
+  function holds.take_back(reserved, amount)
     local ended = 0
-    while amount > 0 and ended < counter.hold_count do
-      local first = amount_of(counter, ended + 1)
+    while amount > 0 and ended < reserved.count do
+      local first = amount_of(reserved, ended + 1)
       local taken = math.min(first, amount)
-      amount, counter.held = amount - taken, counter.held - taken
+      amount, reserved.held = amount - taken, reserved.held - taken
       if taken == first then
         ended = ended + 1
       else
-        local at = HOLD * ended + 16
-        local left = struct.pack('>I4', first - taken)
-        counter.holds = string.sub(counter.holds, 1, at) .. left .. string.sub(counter.holds, at + 5)
+        local at, left = HOLD * ended + 16, struct.pack('>I4', first - taken)
+        reserved.entries = string.sub(reserved.entries, 1, at) .. left .. string.sub(reserved.entries, at + 5)
       end
     end
-    cut(counter, 1, ended)
+    cut(reserved, 1, ended)
   end
 
-  function holds.reset_after(counter)
-    if counter.hold_count == 0 then
+  function holds.reset_after(reserved)
+    if reserved.count == 0 then
       return 0
     end
-    return expiry_of(counter, counter.hold_count) - counter.now
+    return expiry_of(reserved, reserved.count) - reserved.now
   end
 
-  -- The time until a charge passes that does not now. Each lapse makes room; the more holds have lapsed, the sooner the
-  -- algorithm leaves as much. So: the least number of lapses after which it would not have to wait for any other (found by
-  -- doubling, then by bisection), or else the algorithm's own time between that lapse and the one before.
-  function holds.wait(counter, algorithm, room, must_lapse)
-    local count, freed = counter.hold_count, {[0] = 0}
+  -- The time until a charge passes that does not now: it needs so much room, and the lapse of so many holds. Each lapse
+  -- makes room; the more holds have lapsed, the sooner the algorithm leaves as much. So: the least number of lapses after
+  -- which it would not have to wait for any other (found by doubling, then by bisection), or else the algorithm's own
+  -- time between that lapse and the one before.
+  function holds.wait(reserved, algorithm, counter, room, must_lapse)
+    local count, freed = reserved.count, {[0] = 0}
     local function wait_after(lapses)
       for n = #freed + 1, lapses do
-        freed[n] = freed[n - 1] + amount_of(counter, n)
+        freed[n] = freed[n - 1] + amount_of(reserved, n)
       end
       if lapses < must_lapse or room + freed[lapses] < 0 then
         return math.huge
@@ -140,9 +140,9 @@ local function make_holds()
       return algorithm.wait(counter, room + freed[lapses])
     end
     local function lapse(n)
-      return n > 0 and expiry_of(counter, n) - counter.now or 0
+      return n > 0 and expiry_of(reserved, n) - reserved.now or 0
     end
-    local low, high = -1, math.min(1, count) -- never enough; perhaps enough
+    local low, high = -1, math.min(1, count) -- too few; perhaps enough
     while high < count and wait_after(high) > lapse(high) do
       low, high = high, math.min(2 * high, count)
     end
@@ -161,8 +161,8 @@ local function make_holds()
     return wait
   end
 
-  function holds.pack(counter)
-    return counter.holds .. struct.pack('>I4I8', counter.hold_count, counter.held)
+  function holds.pack(reserved)
+    return reserved.entries .. struct.pack('>I4I8', reserved.count, reserved.held)
   end
 
   return holds

@@ -49,31 +49,28 @@ local function sliding_log()
     counter.first, counter.last, counter.base, counter.log = 1, 0, 0, ''
   end
 
-  function algorithm.size(raw)
-    if #raw < HEAD then
-      return HEAD
-    end
-    return HEAD + ENTRY * struct.unpack('>I4', raw)
-  end
-
-  function algorithm.read(counter, raw)
-    clear(counter)
+  function algorithm.read(raw, now, window)
+    local counter = {
+      now = now, at = now, window = window, log = '', first = 1, last = 0, base = 0, asked = 0, dirty = false,
+    }
     if not raw then
-      return
+      return counter, 0
     end
+    assert(#raw >= HEAD, FOREIGN)
     counter.log = raw
     counter.last, counter.base = struct.unpack('>I4I4', raw)
+    local size = HEAD + ENTRY * counter.last
+    assert(#raw >= size, FOREIGN)
     if counter.last == 0 then
-      return
+      return counter, size
     end
-    local now, window = counter.now, counter.window
     local newest = time_of(counter, counter.last)
     if newest > now + window then
       local total = total_of(counter, counter.last)
       clear(counter)
       replace_after(counter, 0, now, total)
       counter.dirty = true
-      return
+      return counter, size
     end
     counter.at = math.max(now, newest)
     local lapsed = counter.at - window
@@ -82,6 +79,7 @@ local function sliding_log()
       counter.base = (counter.base + total_of(counter, first - 1)) % 4294967296
       counter.first = first
     end
+    return counter, size
   end
 
   function algorithm.used(counter)

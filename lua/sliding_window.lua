@@ -10,17 +10,15 @@
 local function sliding_window()
   local algorithm = {}
 
-  function algorithm.size()
-    return 16
-  end
-
-  function algorithm.read(counter, raw)
-    local now, window = counter.now, counter.window
+  function algorithm.read(raw, now, window)
     local aligned = now - math.fmod(now, window)
-    counter.start = aligned
+    local counter = {
+      now = now, at = now, window = window, start = aligned, previous = 0, current = 0, asked = 0, dirty = false,
+    }
     if not raw then
-      return
+      return counter, 0
     end
+    assert(#raw >= 16, FOREIGN)
     local start, previous, current = struct.unpack('>I8I4I4', raw)
     if start > now + window then
       counter.current, counter.dirty = math.min(previous + current, COUNT_MAX), true
@@ -30,6 +28,7 @@ local function sliding_window()
     elseif start + window == aligned then
       counter.previous = current
     end
+    return counter, 16
   end
 
   function algorithm.used(counter)

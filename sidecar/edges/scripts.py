@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PARTS = ("counts", "sliding_window", "fixed_window", "gcra", "sliding_log", "concurrency", "holds", "charge")
+_PARTS = (
+    "counts",
+    "sliding_window",
+    "fixed_window",
+    "gcra",
+    "sliding_log",
+    "concurrency",
+    "holds",
+    "operations",
+    "charge",
+)
 
 
 def charge_script() -> str:

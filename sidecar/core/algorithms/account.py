@@ -98,9 +98,9 @@ class Account:
         if not _is_held(charge):
             self.counter.add(charge.cost)
         elif len(self.holds.entries) < HOLDS_MAX:
-            self.holds.put(charge.hold, charge.cost)
+            self.holds.put(charge.hold, charge.cost, charge.limit.hold_time_us)
         elif charge.limit.algorithm is Algorithm.CONCURRENCY:
-            self.holds.put_on_last(charge.cost)
+            self.holds.put_on_last(charge.cost, charge.limit.hold_time_us)
         else:
             self.counter.add(charge.cost)
 

@@ -29,10 +29,9 @@ class Hold(NamedTuple):
 class Holds:
     """The holds of one counter, those that lapse first in front."""
 
-    __slots__ = ("dirty", "entries", "held", "hold_us", "now_us")
+    __slots__ = ("dirty", "entries", "held", "now_us")
 
     def __init__(self, hold_us: int, now_us: int, entries: Iterable[Hold]) -> None:
-        self.hold_us = hold_us
         self.now_us = now_us
         self.dirty = False
         self.entries = [each for each in entries if each.expires_us > now_us]
@@ -42,16 +41,16 @@ class Holds:
             self.dirty = True
         self.held = sum(each.amount for each in self.entries)
 
-    def put(self, name: int, amount: int) -> None:
+    def put(self, name: int, amount: int, hold_us: int) -> None:
         """Hold an amount from now on."""
-        hold = Hold(name, self.now_us + self.hold_us, min(amount, COUNT_MAX))
+        hold = Hold(name, self.now_us + hold_us, min(amount, COUNT_MAX))
         self.entries.insert(bisect_right(self.entries, hold.expires_us, key=lambda each: each.expires_us), hold)
         self.held += hold.amount
 
-    def put_on_last(self, amount: int) -> None:
+    def put_on_last(self, amount: int, hold_us: int) -> None:
         """Hold an amount as part of the hold that lapses last, which then lapses no sooner than a new one."""
         last = self.entries.pop()
-        expires_us = max(last.expires_us, self.now_us + self.hold_us)
+        expires_us = max(last.expires_us, self.now_us + hold_us)
         amount = min(last.amount + amount, COUNT_MAX)
         self.entries.append(Hold(last.name, expires_us, amount))
         self.held += amount - last.amount
