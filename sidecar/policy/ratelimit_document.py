@@ -1,6 +1,8 @@
 """One document in envoyproxy/ratelimit's format: what its validation refuses is refused here, all at once.
 
-What may stand where:
+A key of the format
+that stands where it has no effect (such as `shadow_mode` below `rate_limit`) is loaded as there, with a warning. What
+may stand where:
 
     root          domain, descriptors
     descriptor    key, value, descriptors, rate_limit, shadow_mode, quota_mode, share_threshold, detailed_metric,
@@ -18,6 +20,7 @@ from sidecar.core.descriptor_tree import WILDCARD
 from sidecar.core.descriptors import DescriptorRule, RateLimitRule, Unit
 from sidecar.core.limits import REQUESTS_MAX
 from sidecar.policy.faults import Fault, did_you_mean, shown
+from sidecar.policy.go_yaml import INT64_MAX, resolved
 from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source
 
 _ROOT_KEYS: Final = frozenset({"domain", "descriptors"})
@@ -36,12 +39,7 @@ _PLACES: Final = (
 KEYS: Final = frozenset().union(*(keys for _, keys in _PLACES))
 """All keys of the format."""
 
-_BOOLEANS: Final[dict[bool | str, bool]] = {
-    True: True,
-    False: False,
-    **{word: True for text in ("true", "yes", "on") for word in (text, text.title(), text.upper())},
-    **{word: False for text in ("false", "no", "off") for word in (text, text.title(), text.upper())},
-}
+_TEXTUAL: Final = "text, in quotes where YAML would read something else"
 _UNITS: Final = {unit.name.lower(): unit for unit in Unit}
 _UNIT_NAMES: Final = ", ".join(sorted(_UNITS, key=lambda name: _UNITS[name].seconds))
 
@@ -131,16 +129,17 @@ class RateLimitDocument:
 
     def _unit(self, path: PathParts, written: Mapping, *, unlimited: bool) -> Unit | None:
         text = self._text(path, written)
+        unit = _UNITS.get(text.lower())
         if unlimited:
-            if text:
+            if unit is not None:
                 self._fault(path, "should not specify rate limit unit when unlimited", "either unit or unlimited")
             return None
-        unit = _UNITS.get(text.lower())
         if unit is None and self._is_textual(written.get("unit")):
             self._fault(path, f"invalid rate limit unit '{text}'", _UNIT_NAMES)
         return unit
 
-    def _requests(self, path: PathParts, value: Any) -> int:
+    def _requests(self, path: PathParts, written: Any) -> int:
+        value = resolved(written)
         if value is None:
             return 0
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= REQUESTS_MAX:
@@ -162,10 +161,12 @@ class RateLimitDocument:
             names.append(name)
         return names
 
-    def _metadata(self, path: PathParts, value: Any) -> Mapping | None:
-        if value is None or isinstance(value, Mapping):
-            return value
-        self._fault(path, f"{shown(value)} is not a mapping", "a mapping, whatever is in it")
+    def _metadata(self, path: PathParts, value: Any) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        if isinstance(value, Mapping):
+            return dict(resolved(value))
+        self._fault(path, f"{shown(resolved(value))} is not a mapping", "a mapping, whatever is in it")
         return None
 
     def _mapping(self, path: PathParts, value: Any, keys: frozenset[str], accepted: str) -> Mapping | None:
@@ -173,21 +174,44 @@ class RateLimitDocument:
             if isinstance(path[-1] if path else None, int):
                 self._fault(path, "the list contains something other than a mapping", accepted)
             else:
-                self._fault(path, f"{shown(value)} is not a mapping", accepted)
+                self._fault(path, f"{shown(resolved(value))} is not a mapping", accepted)
             return None
-        for key in value:
+        for key, inner in value.items():
             if key in KEYS - keys:
                 places = " or ".join(place for place, theirs in _PLACES if key in theirs)
-                self._fault((*path, key), f"the key {key!r} has no effect here", f"it stands {places}")
+                warning = f"the key {key!r} has no effect here"
+                self.warnings.append(self.source.fault((*path, key), warning, f"it stands {places}"))
+                self._ignored((*path, key), inner)
             elif key not in keys:
                 self._fault((*path, key), f"unknown key {shown(key)}", did_you_mean(key, keys, "keys"))
         return value
+
+    def _ignored(self, path: PathParts, value: Any) -> None:
+        """What has no effect must still be written in the format's keys and kinds of values."""
+        if path[-1] == "metadata":
+            return
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if key not in KEYS:
+                    self._fault((*path, key), f"unknown key {shown(key)}", did_you_mean(key, KEYS, "keys"))
+                else:
+                    self._ignored((*path, key), inner)
+        elif isinstance(value, Sequence):
+            for index, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    self._ignored((*path, index), item)
+                else:
+                    self._fault((*path, index), "the list contains something other than a mapping", "mappings")
+        elif not self._is_textual(value):
+            self._fault(
+                path, f"{shown(resolved(value))} is not accepted anywhere", "text, a whole number, true or false"
+            )
 
     def _sequence(self, path: PathParts, value: Any) -> Sequence:
         if isinstance(value, Sequence):
             return value
         if value is not None:
-            self._fault(path, f"{shown(value)} is not a list", "a list of mappings")
+            self._fault(path, f"{shown(resolved(value))} is not a list", "a list of mappings")
         return Sequence(0)
 
     def _required(self, path: PathParts, written: Mapping, message: str, accepted: str) -> str:
@@ -197,27 +221,26 @@ class RateLimitDocument:
         return text
 
     def _text(self, path: PathParts, written: Mapping) -> str:
-        """Text, also where YAML reads a plain number or boolean; "" where it is absent or wrong."""
+        """Text, also where YAML reads a plain number or boolean: as it is written; "" where it is absent or wrong."""
         value = written.get(str(path[-1]))
         if value is None:
             return ""
-        if isinstance(value, bool):
-            return str(value).lower()
         if not self._is_textual(value):
-            self._fault(path, f"{shown(value)} is not text", "text, in quotes where YAML would read something else")
+            self._fault(path, f"{shown(resolved(value))} is not text", _TEXTUAL)
             return ""
         return str(value)
 
     @staticmethod
     def _is_textual(value: Any) -> bool:
-        return value is None or isinstance(value, str | int)
+        """Whether the reference takes it for text: anything that is single, but for fractions and huge numbers."""
+        found = resolved(value)
+        return found is None or isinstance(found, str) or (isinstance(found, int) and found <= INT64_MAX)
 
     def _flag(self, path: PathParts, written: Mapping) -> bool:
-        value = written.get(str(path[-1]), False)
-        on = _BOOLEANS.get(value) if isinstance(value, bool | str) else None
-        if on is None and value is not None:
-            self._fault(path, f"{shown(value)} is not a boolean", "true or false")
-        return bool(on)
+        value = resolved(written.get(str(path[-1])))
+        if value is not None and not isinstance(value, bool):
+            self._fault(path, f"{shown(value)} is not a boolean", "true or false, without quotes")
+        return value is True
 
     def _fault(self, path: PathParts, message: str, accepted: str) -> None:
         self.faults.append(self.source.fault(path, message, accepted))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from sidecar.core.descriptors import DescriptorRule, Domain, RateLimitConfig, RateLimitOptions
+from sidecar.policy import go_yaml
 from sidecar.policy.faults import Fault, PolicyError, shown
 from sidecar.policy.ratelimit_document import RateLimitDocument
 from sidecar.policy.yaml import Source, read
@@ -53,7 +54,7 @@ def load_directory(
     sources: list[Source] = []
     for file in _files(path, files, required=required):
         try:
-            sources.append(read(file))
+            sources.append(read(file, go_yaml.plain))
         except PolicyError as error:
             faults += error.faults
     return load_sources(sources, options, str(path), faults)

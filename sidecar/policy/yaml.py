@@ -4,14 +4,18 @@ The parser is libyaml's; composing is ours, because what a policy needs differs 
 `true` and `false` are booleans (`on`, `no` and `y` are text), numbers are written as in JSON (`010` and `1:30` are
 text), and nothing becomes a date. Duplicate keys, tags, merge keys and further documents are faults. Every size is
 bounded: aliases count as often as they are used, so no document unfolds into more than `NODES_MAX` nodes.
+
+Files that were written for another reader can be read in its way: a `Dialect` says what plain scalars are, and merge
+keys work.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
@@ -32,6 +36,7 @@ _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
+_MERGE = "<<"
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_*-]+")
 
 PathParts = tuple["str | int", ...]
@@ -96,7 +101,11 @@ def dotted(path: PathParts) -> str:
     return text
 
 
-def read(path: Path) -> Source:
+Dialect: TypeAlias = Callable[[str], Any]
+"""What a plain scalar stands for, from its text."""
+
+
+def read(path: Path, dialect: Dialect | None = None) -> Source:
     """Read and parse one file.
 
     Raises:
@@ -108,10 +117,10 @@ def read(path: Path) -> Source:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a usable path"
         raise PolicyError([Fault(str(path), 0, "", f"cannot be read: {reason}", "a readable YAML file")]) from None
-    return parse(raw, str(path))
+    return parse(raw, str(path), dialect)
 
 
-def parse(raw: bytes, file: str) -> Source:
+def parse(raw: bytes, file: str, dialect: Dialect | None = None) -> Source:
     """Parse one YAML document.
 
     Raises:
@@ -124,7 +133,7 @@ def parse(raw: bytes, file: str) -> Source:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise PolicyError([Fault(file, line, "", "this line is not UTF-8", "a file encoded in UTF-8")]) from None
-    composer = _Composer(text, file)
+    composer = _Composer(text, file, dialect)
     try:
         root = composer.document()
     except yaml.YAMLError as error:
@@ -158,8 +167,9 @@ class _Stopped(Exception):  # noqa: N818 - a way out, not an error of its own
 class _Composer:
     """One document out of libyaml's events."""
 
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, dialect: Dialect | None) -> None:
         self.faults: list[Fault] = []
+        self._dialect = dialect
         self._file = file
         self._parser: Any = yaml.CSafeLoader(text)
         self._nodes = 0
@@ -209,11 +219,15 @@ class _Composer:
 
     def _mapping(self, line: int, path: PathParts) -> Mapping:
         mapping = Mapping(line)
+        merged: list[tuple[Any, int]] = []
         next_event = self._parser.get_event
         while not isinstance(event := next_event(), yaml.MappingEndEvent):
             key_line = event.start_mark.line + 1
             key = self._key(event, key_line)
             here = (*path, key)
+            if key == _MERGE and not event.style:
+                merged.append((self._node(next_event(), here), key_line))
+                continue
             if key in mapping:
                 first = mapping.key_lines[key]
                 message = f"the key is repeated: lines {first} and {key_line}"
@@ -221,12 +235,23 @@ class _Composer:
             value = self._node(next_event(), here)
             mapping[key] = value
             mapping.key_lines.setdefault(key, key_line)
+        for node, key_line in merged:
+            self._merge(mapping, node, key_line)
         return mapping
+
+    def _merge(self, into: Mapping, node: Any, line: int) -> None:
+        """Add what a merge key holds: a mapping, or several, of which the first counts; written keys count before."""
+        for mapping in node if isinstance(node, Sequence) else [node]:
+            if not isinstance(mapping, Mapping):
+                self._stop(line, "a merge key (<<) holds something other than mappings", "an alias of a mapping")
+            for key in mapping.keys() - into.keys():
+                into[key] = mapping[key]
+                into.key_lines[key] = mapping.key_lines[key]
 
     def _key(self, event: Any, line: int) -> str:
         if not isinstance(event, yaml.ScalarEvent) or (event.tag is not None and event.tag != "!"):
             self._stop(line, "a key must be plain text", "text before the colon")
-        if event.value == "<<" and not event.style:
+        if self._dialect is None and event.value == _MERGE and not event.style:
             self._stop(line, "merge keys (<<) are not supported", "aliases of whole values: `key: *anchor`")
         self._count(1, line)
         self._refuse_controls(event.value, line)
@@ -247,6 +272,9 @@ class _Composer:
         if event.style:
             self._refuse_controls(text, line)
             return text
+        if self._dialect is not None:
+            self._refuse_controls(text, line)
+            return self._dialect(text)
         if text in _WORDS:
             return _WORDS[text]
         if _INTEGER.fullmatch(text):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.core.descriptors import Unit
+from sidecar.core.descriptors import Counting, RateLimitOptions, Unit
+from sidecar.core.limits import Algorithm
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.ratelimit_document import KEYS
 from sidecar.policy.ratelimit_files import FILES_MAX, load_directory
@@ -76,6 +77,53 @@ def test_plain_numbers_and_words_are_text():
     assert find(config, "5", ("leading", "010")).unit is Unit.WEEK
 
 
+def test_scalars_and_merge_keys_read_as_in_go():
+    """What Go's YAML reader makes of plain scalars and merge keys is what a file means here, too."""
+    config = load_directory(DATA / "good")
+    limits = {
+        pair: (found.limit.requests, found.unit)
+        for pair in [
+            ("base", "x"),
+            ("merged", "x"),
+            ("other", "x"),
+            ("account", "1234567890123456789"),
+            ("octal", "0o17"),
+            ("binary", "1_0"),
+            ("date", "2026-01-02"),
+        ]
+        if (found := find(config, "go", pair)) is not None
+    }
+    assert limits == {
+        ("base", "x"): (1000, Unit.MINUTE),
+        ("merged", "x"): (1000, Unit.MINUTE),
+        ("other", "x"): (7, Unit.HOUR),
+        ("account", "1234567890123456789"): (16, Unit.DAY),
+        ("octal", "0o17"): (8, Unit.DAY),
+        ("binary", "1_0"): (3, Unit.DAY),
+        ("date", "2026-01-02"): (0, Unit.DAY),
+    }
+    assert find(config, "go", ("octal", "0o17")).shadow_mode
+    assert find(config, "go", ("free", "x")).limit is None
+    assert find(config, "go", ("yes", "x")).metadata == {
+        "on": True,
+        "number": 8,
+        "ratio": 1000.0,
+        "none": None,
+        "list": [False, "off", {"deep": 31}],
+    }
+
+
+def test_a_key_without_effect_is_loaded_with_a_warning():
+    """As in the reference it changes nothing; but it is named, with its place and where it would have an effect."""
+    config = load_directory(DATA / "good")
+    assert not find(config, "go", ("yes", "x")).shadow_mode
+    place, place_of_more = "it stands in a descriptor", "it stands at the top of the file or in a descriptor"
+    assert [warning.rpartition("/")[2] for warning in config.warnings] == [
+        f"as_go_reads_it.yaml:22: descriptors[8].rate_limit.{key}: the key '{key}' has no effect here; {where}"
+        for key, where in (("shadow_mode", place), ("descriptors", place_of_more))
+    ]
+
+
 def test_all_faults_of_all_files_are_reported_at_once(tmp_path):
     """One fault does not hide another, in the same file or in the next."""
     write(
@@ -99,6 +147,84 @@ def test_a_domain_stands_in_one_file(tmp_path):
     write(tmp_path, a="domain: d\n", b="# second\ndomain: d\n")
     message = f"duplicate domain 'd' in config file: it is already in {tmp_path}/a.yaml:1"
     assert faults(tmp_path) == [f"b.yaml:2: domain: {message}; one file a domain, or ratelimit.merge_domains"]
+
+
+MERGED = RateLimitOptions(merge_domains=True)
+
+
+def test_domains_are_merged_where_it_is_asked_for(tmp_path):
+    """The descriptors of several files are one list, in the order of the files' names."""
+    limit = "rate_limit: {unit: day, requests_per_unit"
+    write(
+        tmp_path,
+        a=f"domain: d\ndescriptors: [{{key: k, value: 'a*', {limit}: 1}}}}]\n",
+        b=f"domain: d\ndescriptors: [{{key: k, value: 'ab*', {limit}: 2}}}}, {{key: k, {limit}: 3}}}}]\n",
+    )
+    config = load_directory(tmp_path, MERGED)
+    assert [find(config, "d", ("k", value)).limit.requests for value in ("abc", "x")] == [1, 3]
+
+
+def test_merged_domains_must_not_have_a_descriptor_twice(tmp_path):
+    """A composite key that two files have is refused; both places are named."""
+    write(tmp_path, a="domain: d\ndescriptors: [{key: k}]\n", b="domain: d\ndescriptors:\n- {key: k}\n")
+    with pytest.raises(PolicyError) as caught:
+        load_directory(tmp_path, MERGED)
+    [fault] = caught.value.faults
+    assert (fault.file, fault.line) == (f"{tmp_path}/b.yaml", 3)
+    assert fault.message == "duplicate descriptor composite key 'd.k'"
+    assert fault.accepted == f"each key and value once a level; the first is in {tmp_path}/a.yaml:2"
+
+
+TREE = """
+domain: shop
+descriptors:
+  - key: path
+    value: /orders*
+    rate_limit: {unit: hour, requests_per_unit: 9}
+    descriptors:
+      - {key: user, rate_limit: {unit: hour, requests_per_unit: 5}}
+  - {key: other, rate_limit: {unit: minute, requests_per_unit: 7}}
+"""
+SLIDING, GCRA = Counting(algorithm=Algorithm.SLIDING_WINDOW), Counting(algorithm=Algorithm.GCRA, burst=2)
+
+
+def test_algorithms_are_chosen_for_domains_and_paths(tmp_path):
+    """The longest path counts, for all limits there and below; without one a limit counts as the reference does."""
+    write(tmp_path, shop=TREE, rest="domain: rest\ndescriptors: [{key: k, rate_limit: {unit: day}}]\n")
+    chosen = {"shop": SLIDING, "shop/path_/orders*.user": GCRA}
+    config = load_directory(tmp_path, RateLimitOptions(algorithms=chosen))
+    found = {
+        "path": find(config, "shop", ("path", "/orders/1")).limit,
+        "user": find(config, "shop", ("path", "/orders/1"), ("user", "u")).limit,
+        "other": find(config, "shop", ("other", "u")).limit,
+        "override": config.domains["shop"].override(3, Unit.DAY).limit,
+        "rest": find(config, "rest", ("k", "v")).limit,
+    }
+    assert {name: (limit.algorithm, limit.count_denied, limit.burst) for name, limit in found.items()} == {
+        "path": (Algorithm.SLIDING_WINDOW, False, 0),
+        "user": (Algorithm.GCRA, False, 2),
+        "other": (Algorithm.SLIDING_WINDOW, False, 0),
+        "override": (Algorithm.SLIDING_WINDOW, False, 0),
+        "rest": (Algorithm.FIXED_WINDOW, True, 0),
+    }
+
+
+def test_an_algorithm_for_nothing_is_a_fault(tmp_path):
+    """A domain or path that is not there is named, since a limit somewhere counts otherwise than someone meant."""
+    write(tmp_path, shop=TREE)
+    for name in ("shp", "shop/path", "shop/path_/orders*.nobody"):
+        with pytest.raises(PolicyError, match="there is no domain or descriptor"):
+            load_directory(tmp_path, RateLimitOptions(algorithms={name: SLIDING}))
+
+
+def test_an_algorithm_that_cannot_count_a_limit_is_a_fault(tmp_path):
+    """The domain's file is named, and why."""
+    write(tmp_path, shop=TREE)
+    impossible = Counting(algorithm=Algorithm.SLIDING_WINDOW, burst=3)
+    with pytest.raises(
+        PolicyError, match=r"shop\.yaml:2: domain: ratelimit\.algorithms does not fit .*burst is for gcra"
+    ):
+        load_directory(tmp_path, RateLimitOptions(algorithms={"shop": impossible}))
 
 
 def test_other_files_and_directories_are_passed_over(tmp_path):
