@@ -24,8 +24,11 @@ from sidecar.core.limits import US_PER_S, Algorithm, Charge, Done, LimitOutcome,
 if TYPE_CHECKING:
     from sidecar.edges.redis_store import RedisCounts
 
-REFUND_WITHIN_S = 0.25
-"""How long a refund may take; the window must last longer than that."""
+REFUND_WITHIN_S = 0.1
+"""How long a refund may be under way; the window must last longer than that."""
+
+CONFIRM_WITHIN_S = 1.0
+"""How long its confirmation is waited for; no longer than the store waits for anything."""
 
 Ask = Callable[[Sequence[Charge], float, Done], None]
 """The `charge` of a store."""
@@ -134,12 +137,12 @@ class _Decision:
             key = charge.key + limit.key_suffix
             taken[key] = taken.get(key, 0) + charge.cost
             outcome.used = max(outcome.used - taken[key], 0)
-            outcome.remaining = min(outcome.remaining + taken[key], limit.requests)
+            outcome.remaining = min(outcome.remaining + taken[key], limit.capacity)
             if _lasts(charge, outcome):
                 refunds.append(Charge(limit, charge.key, charge.cost, Op.REFUND, charge.hold))
         if refunds:
             self._counts.refunds += len(refunds)
-            deadline = asyncio.get_running_loop().time() + REFUND_WITHIN_S
+            deadline = asyncio.get_running_loop().time() + CONFIRM_WITHIN_S
             self._refund(refunds, deadline, _Refunded(self._counts, len(refunds)))
 
 

@@ -10,8 +10,17 @@ import redis
 import uvloop
 
 from sidecar.edges.embedded_valkey import EmbeddedValkey
+from tests.support.valkey import SentinelDeployment, ValkeyCluster, running
 
-ON_UVLOOP = {"test_redis_store.py", "test_limit_stores.py"}
+ON_UVLOOP = {
+    "test_limit_stores.py",
+    "test_redis_cluster.py",
+    "test_redis_faults.py",
+    "test_redis_parts.py",
+    "test_redis_sentinel.py",
+    "test_redis_store.py",
+    "test_redis_topology.py",
+}
 """Where transports matter, on the loop that serves in production: its transports and its TLS are not asyncio's."""
 
 
@@ -42,6 +51,34 @@ def valkey_admin(shared_valkey: EmbeddedValkey) -> Iterator[redis.Redis]:
     """A plain client of the shared server, to look at it and to prepare it."""
     with redis.Redis(unix_socket_path=shared_valkey.socket_path) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    """Three masters with a replica each, for all tests that leave them running."""
+    with running(ValkeyCluster(tmp_path_factory.mktemp("cluster"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: ValkeyCluster) -> ValkeyCluster:
+    """The shared Cluster, emptied."""
+    shared_cluster.flush()
+    return shared_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelDeployment]:
+    """A master, its replica and three Sentinels, for all tests that leave them running."""
+    with running(SentinelDeployment(tmp_path_factory.mktemp("sentinel"))) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def sentinel(shared_sentinel: SentinelDeployment) -> SentinelDeployment:
+    """The shared deployment, emptied."""
+    shared_sentinel.flush()
+    return shared_sentinel
 
 
 @pytest.fixture

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sidecar.core.limits import Charge, LimitStore, StoreFailure, Verdict
 from sidecar.edges.redis_store import RedisStore
 
 if TYPE_CHECKING:
     from sidecar.edges.redis_endpoint import RedisEndpoint
+    from sidecar.edges.redis_topology import TopologyStore
+
+AnyStore = TypeVar("AnyStore", bound="TopologyStore")
 
 PATIENCE_S = 15.0
 
@@ -49,10 +52,16 @@ async def until_answered(store: RedisStore, *charges: Charge) -> Verdict:
 @asynccontextmanager
 async def redis_store(endpoint: RedisEndpoint, **settings: Any) -> AsyncIterator[RedisStore]:
     """A started store, connected."""
-    store = RedisStore(endpoint, **{"timeout_s": PATIENCE_S, **settings})
+    async with running_store(RedisStore(endpoint, **{"timeout_s": PATIENCE_S, **settings})) as store:
+        yield store
+
+
+@asynccontextmanager
+async def running_store(store: AnyStore) -> AsyncIterator[AnyStore]:
+    """Any store, started and connected to all of its servers."""
     store.start()
     try:
-        await until(lambda: store.connection.connected)
+        await until(lambda: bool(store.nodes) and all(node.connection.connected for node in store.nodes))
         yield store
     finally:
         await store.close()

