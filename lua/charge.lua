@@ -12,7 +12,7 @@
 -- Why reading comes first: an error of a read (a key of another type) must leave nothing written. Why there is no
 -- shebang: without one the server judges OOM, READONLY and the like at the first write only, and lets the rest of the script
 -- pass once that write did; so the writes happen all or not at all, and denials need no write.
--- Time is never turned into text by Lua's tostring, which keeps 14 digits.
+-- Time is never turned into text by Lua's tostring, which keeps 14 digits; redis.call keeps 17 of a number's.
 
 local ALGORITHMS = {sliding_window, fixed_window, gcra, sliding_log, concurrency}
 local INJECTED = ARGV[1] ~= ''
@@ -27,8 +27,8 @@ end
 
 local made, operations = {}, nil
 local charges, counters, allowed = {}, {}, true
-for i, key in ipairs(KEYS) do
-  local argument = ARGV[i + 1]
+for i = 1, #KEYS do
+  local key, argument = KEYS[i], ARGV[i + 1]
   local algorithm, flags, requests, window, cost = struct.unpack('>BBI4I8I8', argument)
   made[algorithm] = made[algorithm] or ALGORITHMS[algorithm]()
   algorithm = made[algorithm]
@@ -56,8 +56,8 @@ for i, key in ipairs(KEYS) do
   end
 
   local charge = {
-    algorithm = algorithm, counter = counter, capacity = capacity, cost = cost, flags = flags, asked = 0, fits = true,
-    more = more,
+    algorithm = algorithm, counter = counter, capacity = capacity, cost = cost, flags = flags, more = more, fits = true,
+    asked = 0, asked_holds = 0, used = 0,
   }
   charges[i] = charge
   if more and more.op ~= TAKE then
@@ -85,7 +85,8 @@ for i, key in ipairs(KEYS) do
   end
 end
 
-for _, charge in ipairs(charges) do
+for i = 1, #charges do
+  local charge = charges[i]
   local counter, more = charge.counter, charge.more
   if charge.cost > 0 and ((allowed and charge.fits) or charge.flags % 2 == 1) then
     if not more then
@@ -102,7 +103,8 @@ for _, charge in ipairs(charges) do
 end
 
 local reply = {}
-for i, charge in ipairs(charges) do
+for i = 1, #charges do
+  local charge = charges[i]
   local algorithm, counter, capacity = charge.algorithm, charge.counter, charge.capacity
   local reserved, reset_after = counter.reserved, algorithm.reset_after(counter)
   if reserved then
@@ -132,7 +134,7 @@ for i, charge in ipairs(charges) do
       redis.call('SET', KEYS[i], state)
     else
       -- one millisecond more than needed: a counter may outlive its use, never the other way round
-      redis.call('SET', KEYS[i], state, 'PX', string.format('%.0f', math.ceil(reset_after / 1000) + 1))
+      redis.call('SET', KEYS[i], state, 'PX', math.ceil(reset_after / 1000) + 1)
     end
   end
 end
