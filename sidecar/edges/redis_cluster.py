@@ -52,7 +52,7 @@ ASKED_AT_ONCE_MAX = 3
 """Connected masters that are asked before others are connected to."""
 
 TAKING_OVER_S = 60.0
-"""A master without slots is kept so long after it was last named by a redirection."""
+"""A master without slots is kept so long after a redirection last named it: not all servers may know yet."""
 
 _LEAVE_WITHIN_S = 2.0
 
@@ -286,10 +286,8 @@ class ClusterStore:
             if self._slots[slot] is not node:
                 self._slots[slot] = node
                 self._news.set()
-            self._send_to(node, address, call, asking=False)
-        else:
-            self._named_at[address] = loop.time()
-            self._send_to(node, address, call, asking=True)
+        self._named_at[address] = loop.time()
+        self._send_to(node, address, call, asking=code == "ASK")
         return True
 
     def _named(self, rest: str, call: Call) -> tuple[int, Address] | None:

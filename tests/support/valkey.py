@@ -250,6 +250,37 @@ class ValkeyCluster:
                         return next(each for each in self.nodes if each.port == int(master[1]))
         raise LookupError(f"nobody has slot {slot}")
 
+    @property
+    def masters(self) -> list[ValkeyProcess]:
+        """Those that say so and have slots."""
+        return [node for node in self.nodes if node.role() == "master"]
+
+    def begin_move(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
+        """From now on new keys of the slot are the target's: the source answers ASK for them."""
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.ask("CLUSTER", "MYID"))
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.ask("CLUSTER", "MYID"))
+
+    def move_keys(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> int:
+        """Move what keys the slot has; how many."""
+        keys = source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1_000)
+        if keys:
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
+        return len(keys)
+
+    def end_move(self, slot: int, target: ValkeyProcess) -> None:
+        """The slot is the target's, and all masters know."""
+        name = target.ask("CLUSTER", "MYID")
+        for node in [target, *(each for each in self.masters if each is not target)]:
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", name)
+
+    def fail_over(self, master: ValkeyProcess) -> ValkeyProcess:
+        """Make a master's replica the master, in an orderly manner; returns once all servers know."""
+        replica = self.replica_of(master)
+        replica.ask("CLUSTER", "FAILOVER")
+        wait_until(lambda: replica.role() == "master" and master.role() == "slave", "the failover", PATIENCE_S)
+        wait_until(self.whole, "a whole cluster", PATIENCE_S)
+        return replica
+
     def replica_of(self, master: ValkeyProcess) -> ValkeyProcess:
         """A master's replica."""
         [replica] = [node for node in self.nodes if node.role() == "slave" and node.ask("ROLE")[2] == master.port]
