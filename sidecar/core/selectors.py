@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 PathParameters: TypeAlias = Mapping[str, str]
 
+EXACT_DOUBLE_MAX = 2**53
+"""Whole numbers up to here have a double of their own."""
+
 
 def claim_text(value: Json) -> str | None:
     """A claim as a header or key: strings as they are, booleans and numbers in JSON, strings of an array joined by ",".
@@ -108,7 +111,24 @@ class ConstantSelector:
         return self.value
 
 
-SELECTORS_OF_REQUEST = (HeaderSelector, AddressSelector, PathParameterSelector)
+@dataclass(frozen=True, slots=True)
+class MetadataSelector:
+    """A value of Envoy's dynamic metadata, which the filters before this one have set."""
+
+    namespace: str
+    path: tuple[str, ...]
+
+    def select(self, request: RequestContext, _principal: Principal | None, _parameters: PathParameters) -> str | None:
+        """The value's text, as a claim's; whole numbers without a fraction, though metadata has doubles only."""
+        value = request.metadata(self.namespace, self.path) if request.metadata is not None else None
+        if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_DOUBLE_MAX:
+            return str(int(value))
+        return claim_text(value)
+
+
+SELECTORS_OF_REQUEST = (HeaderSelector, MetadataSelector, AddressSelector, PathParameterSelector)
 """Those whose value is not settled by the principal alone."""
 
-Selector: TypeAlias = ClaimSelector | HeaderSelector | AddressSelector | PathParameterSelector | ConstantSelector
+Selector: TypeAlias = (
+    ClaimSelector | HeaderSelector | MetadataSelector | AddressSelector | PathParameterSelector | ConstantSelector
+)

@@ -25,6 +25,7 @@ from sidecar.core.context import RequestContext
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.envoy.answers import Answers
 from sidecar.envoy.pb import ext_authz_pb2
+from sidecar.envoy.request_metadata import RequestMetadata
 from sidecar.transport.service import Refusal
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         elif len(message) > PARSED_BYTES_KEPT_MAX:
             headers = dict(headers)
     sent_id = headers.get("x-request-id")
+    metadata = RequestMetadata(attributes.metadata_context) if attributes.HasField("metadata_context") else None
     return RequestContext(
         sent_id if sent_id is not None and _is_request_id(sent_id) is not None else _stream_id(http.id),
         method,
@@ -99,6 +101,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         repeated,
         tuple(name for name in headers if "_" in name) if "_" in names else (),
         attributes.source.address.socket_address.address,
+        metadata,
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from sidecar.policy.validate import validate
 from sidecar.policy.yaml import Source, read
 
 if TYPE_CHECKING:
+    from sidecar.core.bindings import LimitBinding
     from sidecar.policy.settings import Settings
 
 
@@ -37,11 +39,13 @@ class CompiledDocument:
         policy: What deciding needs; replaced at a reload.
         settings: How the process runs; a change needs a restart.
         written: The document with its defaults, as JSON: see `masked`.
+        limits: The policy's limits by name, also those that no rule uses.
     """
 
     policy: Policy
     settings: Settings
     written: bytes
+    limits: Mapping[str, LimitBinding] = field(default_factory=dict)
 
 
 def load(path: Path, generation: int) -> CompiledDocument:
@@ -78,7 +82,7 @@ def compile_source(source: Source, directory: Path, generation: int) -> Compiled
         audit_claims=tuple(document.audit.claims),
         held_limits=held_limits(limits),
     )
-    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode())
+    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode(), limits)
 
 
 def masked(compiled: CompiledDocument) -> dict[str, Any]:

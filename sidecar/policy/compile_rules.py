@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
-from sidecar.core.bindings import LimitBinding
-from sidecar.core.limits import WINDOW_US_MAX, WINDOW_US_MIN, Algorithm, Limit, OnFailure
+from sidecar.core.bindings import CostSource
 from sidecar.core.rules import (
     ExactPath,
     HeaderMatch,
+    LimitAnswers,
     PathPattern,
     PrefixPath,
     RequestMatch,
@@ -21,69 +21,21 @@ from sidecar.core.rules import (
     TemplatePath,
     parameter_names,
 )
-from sidecar.core.selectors import (
-    AddressSelector,
-    ClaimSelector,
-    ConstantSelector,
-    HeaderSelector,
-    PathParameterSelector,
-    Selector,
-)
-from sidecar.policy.compile_issuers import claim_path
-from sidecar.policy.durations import parse as parse_duration
-from sidecar.policy.durations import render as render_duration
+from sidecar.core.selectors import ClaimSelector, PathParameterSelector, Selector
+from sidecar.policy.compile_limits import compile_selector
 from sidecar.policy.faults import did_you_mean
-from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_rate, parse_template
+from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_template
 
 if TYPE_CHECKING:
+    from sidecar.core.bindings import LimitBinding
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.policy import document as written
+    from sidecar.policy.limit_sections import AnswersSection
     from sidecar.policy.validate import Validated
     from sidecar.policy.yaml import PathParts
 
 CONFLICTS_MAX = 32
 """Each one found costs a table of its own; a policy with more of them is wrong as a whole."""
-
-
-def compile_limits(validated: Validated) -> Mapping[str, LimitBinding]:
-    """Limits by name, each as every rule uses it; what is wrong is added to the faults."""
-    document = validated.document
-    prefix = document.redis.key_prefix if document.redis is not None else "sidecar"
-    bindings: dict[str, LimitBinding] = {}
-    for name, section in document.limits.items():
-        if isinstance(section.rate, str):
-            requests, window_us = parse_rate(section.rate)
-        else:
-            requests, window_us = section.rate.requests, parse_duration(section.rate.window)
-        if not WINDOW_US_MIN <= window_us <= WINDOW_US_MAX or requests > 2**32 - 1:
-            accepted = f"a window from 1ms to {render_duration(WINDOW_US_MAX)}, and at most {2**32 - 1} requests"
-            validated.fault(("limits", name, "rate"), f"the rate {section.rate!r} is out of range", accepted)
-            continue
-        algorithm = Algorithm(section.algorithm)
-        selectors = section.key if isinstance(section.key, list) else [section.key]
-        bindings[name] = LimitBinding(
-            limit=Limit(name=name, requests=requests, window_us=window_us, algorithm=algorithm),
-            key=tuple(compile_selector(selector) for selector in selectors),
-            key_prefix=f"{prefix}:{name}:".encode("ascii"),
-            on_failure=OnFailure(section.on_redis_failure or document.on_redis_failure),
-        )
-    return bindings
-
-
-def compile_selector(selector: written.Selector) -> Selector:
-    """A selector, as deciding uses it."""
-    kind, value = selector.chosen
-    match kind:
-        case "claim":
-            return ClaimSelector(claim_path(value))
-        case "header":
-            return HeaderSelector(parse_header(value))
-        case "client_address":
-            return AddressSelector()
-        case "path_parameter":
-            return PathParameterSelector(value)
-        case _:
-            return ConstantSelector(value)
 
 
 def compile_condition(condition: written.Condition) -> Condition:
@@ -111,12 +63,14 @@ class RuleCompiler:
     _identity_headers: tuple[str, ...] = field(init=False)
     _issuer_sets: dict[tuple[str, ...], Mapping[str, IssuerPolicy]] = field(init=False, default_factory=dict)
     _forward_default: bool = field(init=False)
+    _limit_answers: LimitAnswers = field(init=False)
 
     def __post_init__(self) -> None:
         document = self.validated.document
         upstream = document.upstream
         self._defaults = self._headers(("upstream", "headers"), upstream, None, anonymous=False)
         self._forward_default = bool(upstream.forward_credential)
+        self._limit_answers = _limit_answers(document.answers)
         sections = (upstream, *(rule.upstream for rule in document.rules))
         self._identity_headers = identity_headers(name for section in sections for name in section.headers)
 
@@ -171,6 +125,7 @@ class RuleCompiler:
             forward_credential=self._forward_default if forward is None else forward,
             challenge=challenge(section.realm, section.resource_metadata),
             challenge_scope=" ".join(scopes_named(authorize)),
+            limit_answers=self._limit_answers,
         )
 
     def _match(self, where: PathParts, match: written.Match) -> RequestMatch:
@@ -201,12 +156,23 @@ class RuleCompiler:
     ) -> tuple[LimitBinding, ...]:
         bindings = []
         for n, name in enumerate(section.limits):
-            if name in self.limits:
-                bindings.append(self.limits[name])
-                for selector in self.limits[name].key:
-                    at = (*where, "limits", n)
-                    self._check_selector(at, f"the limit {name!r}", selector, parameters, bool(section.anonymous))
+            binding = self.limits.get(name)
+            if binding is not None:
+                bindings.append(binding)
+                self._check_binding((*where, "limits", n), binding, parameters, bool(section.anonymous))
         return tuple(bindings)
+
+    def _check_binding(
+        self, where: PathParts, binding: LimitBinding, parameters: tuple[str, ...], anonymous: bool
+    ) -> None:
+        what = f"the limit {binding.limit.name!r}"
+        for selector in binding.key:
+            self._check_selector(where, what, selector, parameters, anonymous)
+        if binding.plans is not None:  # where nobody is proved, nobody has a plan, and the limit's own rate applies
+            self._check_selector(where, f"the plan of {what}", binding.plans.by, parameters, anonymous=False)
+        if isinstance(binding.cost, CostSource):
+            proved = not anonymous or binding.cost.default is not None
+            self._check_selector(where, f"the cost of {what}", binding.cost.selector, parameters, not proved)
 
     def _headers(
         self, where: PathParts, section: written.UpstreamSection, parameters: tuple[str, ...] | None, *, anonymous: bool
@@ -234,6 +200,16 @@ class RuleCompiler:
             accepted = did_you_mean(selector.name, parameters or (), "parameters of the rule's path template")
             message = f"{what} takes the path parameter {selector.name!r}, which the rule's path does not have"
             self.validated.fault(where, message, accepted)
+
+
+def _limit_answers(answers: AnswersSection) -> LimitAnswers:
+    shown = answers.limit_headers
+    return LimitAnswers(
+        ratelimit="ratelimit" in shown,
+        x_ratelimit="x_ratelimit" in shown,
+        reference="reference" in shown,
+        shadow=answers.shadow_header,
+    )
 
 
 def compile_path(path: written.PathMatch) -> PathPattern:

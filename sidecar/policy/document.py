@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
-from sidecar.core.limits import REQUESTS_MAX
 from sidecar.policy.fields import (
     Between,
     Duration,
@@ -23,35 +22,31 @@ from sidecar.policy.fields import (
     PathText,
     PrefixText,
     Printable,
-    RateText,
     Scope,
     TemplateText,
     Text,
     UpstreamHeaderName,
 )
-from sidecar.policy.model import BY_KIND, LIST, MAPPING, TEXT, Choice, FailureChoice, Model, OneOrMany
+from sidecar.policy.limit_sections import AnswersSection, ClaimPath, LimitSection, Selector
+from sidecar.policy.model import BY_KIND, MAPPING, TEXT, Choice, FailureChoice, Model
+from sidecar.policy.ratelimit_section import RateLimitSection
+from sidecar.policy.redis_sections import RedisSection
 from sidecar.policy.sections import (
     AdminSection,
     AuditSection,
     LogSection,
-    RateLimitSection,
-    RedisSection,
     ServerSection,
 )
 
 LIMITS_PER_RULE_MAX = 16
 """All of them are charged in one script call."""
 
-SELECTORS_PER_KEY_MAX = 8
 UPSTREAM_HEADERS_MAX = 64
 ISSUERS_MAX = 256
 
 AlgorithmName: TypeAlias = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
-
-ClaimPath: TypeAlias = OneOrMany[Text]
-"""`a.b`, or a list of names where a name has a dot of its own."""
 
 
 class KeySource(Choice):
@@ -127,56 +122,6 @@ class Issuer(Model):
         "1d", description="How long the last good keys are used while fetching fails.", examples=["24h"]
     )
     required: bool = Field(True, description="Not ready until its keys were loaded once.", examples=[True])
-
-
-class Selector(Choice):
-    """Where a value is taken from."""
-
-    claim: ClaimPath | None = Field(
-        None,
-        description="A claim of the verified token; `a.b` goes into objects, a list of names where a name has a dot.",
-        examples=["sub", ["https://issuer.example/tenant"]],
-    )
-    header: HeaderName | None = Field(
-        None, description="A request header: something that the client chooses freely.", examples=["x-tenant"]
-    )
-    client_address: Literal[True] | None = Field(
-        None, description="The client's address as Envoy sees it; IPv6 by its /64.", examples=[True]
-    )
-    path_parameter: Text | None = Field(None, description="A parameter of the rule's path template.", examples=["id"])
-    constant: Printable | None = Field(None, description="The same text for every request.", examples=["all"])
-
-
-class Rate(Model):
-    """A number of requests in a window."""
-
-    requests: int = Field(ge=0, le=REQUESTS_MAX, description="How many are allowed; 0 allows none.", examples=[100])
-    window: Annotated[Duration, Between("1ms", "366d")] = Field(description="In which time.", examples=["90s"])
-
-
-class LimitSection(Model):
-    """A rate, and what is counted apart."""
-
-    rate: Annotated[Annotated[RateText, TEXT] | Annotated[Rate, MAPPING], BY_KIND] = Field(
-        description="`N/second`, `minute`, `hour`, `day` or `week`, `N/90s`, or `{requests: N, window: 90s}`.",
-        examples=["100/minute", {"requests": 100, "window": "90s"}],
-    )
-    algorithm: Literal["sliding_window", "fixed_window"] = Field(
-        "sliding_window",
-        description="How requests are counted; a fixed window may let twice the rate pass around its edge.",
-        examples=["sliding_window"],
-    )
-    key: Annotated[
-        Annotated[Selector, MAPPING]
-        | Annotated[list[Selector], LIST, Field(min_length=1, max_length=SELECTORS_PER_KEY_MAX)],
-        BY_KIND,
-    ] = Field(
-        description="What is counted apart: one counter for each combination of these values.",
-        examples=[{"claim": "sub"}, [{"claim": "sub"}, {"path_parameter": "id"}]],
-    )
-    on_redis_failure: FailureChoice | None = Field(
-        None, description="What happens while Redis cannot answer; the policy's choice without it.", examples=["local"]
-    )
 
 
 class UpstreamSection(Model):
@@ -339,6 +284,11 @@ class Document(Model):
         {},
         description="Limits, by a name that rules refer to; its counters are shared wherever it is named.",
         examples=[{"per-user": {"rate": "100/minute", "key": {"claim": "sub"}}}],
+    )
+    answers: AnswersSection = Field(
+        AnswersSection(),
+        description="What answers say about limits.",
+        examples=[{"limit_headers": ["ratelimit", "x_ratelimit"]}],
     )
     upstream: UpstreamSection = Field(
         UpstreamSection(),

@@ -18,10 +18,12 @@ from pydantic_core import core_schema
 from sidecar.core.paths import METHODS, PathFault, canonical, canonical_host
 from sidecar.core.rules import PATH_SEGMENTS_MAX, is_parameter
 from sidecar.policy import durations
-from sidecar.policy.faults import Wrong, shown
+from sidecar.policy.faults import Wrong, did_you_mean, shown
 from sidecar.transport.service import Address, TcpAddress, UnixAddress
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
@@ -35,9 +37,13 @@ HOST_PATTERN = r"^(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?$|^\[[0-9A-Fa-f:.]+
 PATH_PATTERN = r"^/[A-Za-z0-9\-._~!$&'()*+,=:@%/]*$"
 TEMPLATE_PATTERN = r"^/[A-Za-z0-9\-._~!$&'()*+,=:@%/{}]*$"
 ADDRESS_PATTERN = r"^unix:/.+$|^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
+SERVER_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
 URL_PATTERN = r"^https?://[^\s]+$"
 REDIS_URL_PATTERN = r"^embedded$|^rediss?://[^\s@]+$|^unix:///[^\s]+$"
 RATE_PATTERN = r"^[0-9]{1,10}/(second|minute|hour|day|week|[0-9]{1,9}[a-z][0-9a-z]*)$"
+PLAN_PATTERN = r"^[ -~]{1,63}$"
+PERCENT_PATTERN = r"^([1-9][0-9]?|100)%$"
+TIME_ZONE_PATTERN = r"^[A-Za-z0-9_+/-]{1,64}$"
 PRINTABLE_PATTERN = r"^[ -~]+$"
 SCOPE_PATTERN = r"^[!#-\[\]-~]+$"
 
@@ -252,6 +258,18 @@ def parse_address(text: str) -> Address:
     return TcpAddress(host, int(port))
 
 
+def parse_server(text: str) -> TcpAddress:
+    """A server to connect to."""
+    accepted = "host:port such as redis.internal:6379 or [::1]:6379"
+    try:
+        address = parse_address(text)
+    except Wrong as wrong:
+        raise Wrong(wrong.message, accepted) from None
+    if not isinstance(address, TcpAddress) or not address.port:
+        raise Wrong(f"{shown(text)} is not a server's address", accepted)
+    return address
+
+
 def _is_ip(text: str) -> bool:
     try:
         ipaddress.ip_address(text)
@@ -320,6 +338,31 @@ def parse_redis_url(text: str) -> RedisUrl:
     return RedisUrl(TcpAddress(url.hostname, port), int(database[1] or 0), url.scheme == "rediss")
 
 
+def parse_plan(text: str) -> str:
+    """A plan, as a claim or header names it."""
+    if not re.fullmatch(PLAN_PATTERN[1:-1], text):
+        raise Wrong(f"{shown(text)} is not a plan's name", "1 to 63 characters of printable ASCII text")
+    return text
+
+
+def parse_percent(text: str) -> int:
+    """`1%` to `100%`: the number."""
+    if not re.fullmatch(PERCENT_PATTERN[1:-1], text):
+        raise Wrong(f"{shown(text)} is not a threshold", "a percentage from 1% to 100%, or a number")
+    return int(text[:-1])
+
+
+def parse_time_zone(text: str) -> ZoneInfo:
+    """A time zone by its IANA name."""
+    from zoneinfo import ZoneInfo, available_timezones  # noqa: PLC0415 - most policies name no zone
+
+    try:
+        return ZoneInfo(text)
+    except (KeyError, OSError, ValueError):
+        accepted = did_you_mean(text, available_timezones(), "time zones")
+        raise Wrong(f"{shown(text)} is not a time zone", f"an IANA name such as Europe/Berlin; {accepted}") from None
+
+
 def parse_rate(text: str) -> tuple[int, int]:
     """`N/unit` or `N/duration`: requests, and the window in microseconds."""
     accepted = "such as 100/minute (second, minute, hour, day, week) or 100/90s"
@@ -342,10 +385,14 @@ Host: TypeAlias = Annotated[str, Form(parse_host, HOST_PATTERN)]
 PathText: TypeAlias = Annotated[str, Form(parse_path, PATH_PATTERN)]
 PrefixText: TypeAlias = Annotated[str, Form(parse_prefix, PATH_PATTERN)]
 TemplateText: TypeAlias = Annotated[str, Form(parse_template, TEMPLATE_PATTERN)]
+ServerAddress: TypeAlias = Annotated[str, Form(parse_server, SERVER_PATTERN)]
 ListenAddress: TypeAlias = Annotated[str, Form(parse_address, ADDRESS_PATTERN)]
 HttpUrl: TypeAlias = Annotated[str, Form(parse_http_url, URL_PATTERN)]
 RedisUrlText: TypeAlias = Annotated[str, Form(parse_redis_url, REDIS_URL_PATTERN)]
 RateText: TypeAlias = Annotated[str, Form(parse_rate, RATE_PATTERN)]
+PlanName: TypeAlias = Annotated[str, Form(parse_plan, PLAN_PATTERN)]
+PercentText: TypeAlias = Annotated[str, Form(parse_percent, PERCENT_PATTERN)]
+TimeZone: TypeAlias = Annotated[str, Form(parse_time_zone, TIME_ZONE_PATTERN)]
 Printable: TypeAlias = Annotated[str, Form(parse_printable, PRINTABLE_PATTERN)]
 Scope: TypeAlias = Annotated[str, Form(parse_scope, SCOPE_PATTERN)]
 Text: TypeAlias = Annotated[str, Form(parse_nonempty, r"[^\s]")]

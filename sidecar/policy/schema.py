@@ -30,6 +30,7 @@ _KINDS = {
     fields.URL_PATTERN: "URL",
     fields.REDIS_URL_PATTERN: "Redis URL",
     fields.ADDRESS_PATTERN: "address",
+    fields.SERVER_PATTERN: "`host:port`",
     fields.HOST_PATTERN: "host",
     fields.PATH_PATTERN: "path",
     fields.TEMPLATE_PATTERN: "path template",
