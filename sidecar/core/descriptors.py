@@ -124,7 +124,9 @@ class Counting:
     hold_us: int = 0
     lease: int = 0
 
-    def limit(self, name: str, requests: int, window_us: int, *, shadow: bool = False) -> Limit:
+    def limit(
+        self, name: str, requests: int, window_us: int, *, shadow: bool = False, deny_cache: bool = False
+    ) -> Limit:
         """A limit that is counted so.
 
         Raises:
@@ -141,6 +143,7 @@ class Counting:
             burst=self.burst if requests else 0,
             hold_us=self.hold_us,
             lease=self.lease,
+            deny_cache=deny_cache,
         )
 
 
@@ -235,6 +238,7 @@ class RateLimitOptions:
         shadow_header: Name of a response header that lists the limits in shadow that would have refused.
         response_dynamic_metadata: Answers carry what was asked, and the metadata of what passed.
         merge_domains: Several files may have the same domain.
+        deny_cache: A process may remember which counters are exhausted; Redis then does not count what it refuses.
         algorithms: Counting by `domain` or `domain/path`, for all limits at the path and below; the longest counts.
     """
 
@@ -246,6 +250,7 @@ class RateLimitOptions:
     shadow_header: str | None = None
     response_dynamic_metadata: bool = False
     merge_domains: bool = False
+    deny_cache: bool = False
     algorithms: Mapping[str, Counting] = field(default_factory=dict)
 
 
@@ -392,7 +397,13 @@ class Domain:
             # what does not refuse by itself must not keep the others of a decision from being counted
             shadow = rule.shadow_mode or quota_mode or options.shadow_mode
             window_us = written.unit.seconds * unit_multiplier * US_PER_S
-            limit = counting.limit(f"{self.name}.{stats.limit}", written.requests_per_unit, window_us, shadow=shadow)
+            limit = counting.limit(
+                f"{self.name}.{stats.limit}",
+                written.requests_per_unit,
+                window_us,
+                shadow=shadow,
+                deny_cache=options.deny_cache,
+            )
         return DescriptorLimit(
             limit=limit,
             unit=written.unit,

@@ -124,6 +124,12 @@ class RateLimitSection(Model):
     merge_domains: bool = Field(
         False, description="Let several files have the same domain; their descriptors are joined.", examples=[True]
     )
+    deny_cache: bool = Field(
+        False,
+        description="Remember in this process which counters are exhausted, and until when: such requests are refused "
+        "without asking Redis, which does not count them either. See docs/limits.md.",
+        examples=[True],
+    )
     algorithms: dict[
         Text,
         Annotated[Annotated[AlgorithmName, TEXT] | Annotated[RateLimitAlgorithm, MAPPING], BY_KIND],
@@ -163,6 +169,7 @@ def ratelimit_options(section: RateLimitSection) -> RateLimitOptions:
         shadow_header=section.shadow_header,
         response_dynamic_metadata=section.response_dynamic_metadata,
         merge_domains=section.merge_domains,
+        deny_cache=section.deny_cache,
         algorithms={name: _counting(written) for name, written in section.algorithms.items()},
     )
 
