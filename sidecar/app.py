@@ -10,7 +10,8 @@ import gc
 import math
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,34 +20,37 @@ import uvloop
 
 from sidecar.check import CHECK, CheckService
 from sidecar.core.limits import US_PER_S
+from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
+from sidecar.edges.hot_keys_route import TOP_PATH, hot_keys_route
 from sidecar.edges.jwks import JwksEngine
+from sidecar.edges.limit_changes import ChangesFollower, LimitChanges
+from sidecar.edges.limiter import Limiter, monotonic_us
 from sidecar.edges.local_store import LocalStore
 from sidecar.edges.log import configure_log, get_log
 from sidecar.edges.metrics import LatencyHistogram, Metrics, Sample
-from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
-from sidecar.edges.redis_store import TIMEOUT_S as REDIS_TIMEOUT_S
 from sidecar.edges.redis_store import RedisStore
+from sidecar.edges.redis_topology import TopologyStore, build_store
 from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
 from sidecar.policy.compile import CompiledDocument, load, masked
 from sidecar.policy.holder import PolicyHolder
 from sidecar.transport.health import HealthService
-from sidecar.transport.service import Server, Service, UnaryMethod, UnixAddress
+from sidecar.transport.service import Server, Service, UnaryMethod
 from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_environment
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Mapping
 
     from sidecar.core.audit import DecisionEvent
+    from sidecar.core.limits import LimitStore
     from sidecar.hang_up import EarlyHangUps
-    from sidecar.policy.settings import RedisTlsFiles, Settings
+    from sidecar.policy.settings import Settings
     from sidecar.transport.grpcio import GrpcioServer
     from sidecar.transport.http2 import Http2Server
 
@@ -81,7 +85,7 @@ def run(config: Path, hang_ups: EarlyHangUps) -> int:
     configure_log(settings.log_level, worker=role.index if role is not None else None)
     with ExitStack() as stack:
         try:
-            redis_socket = role.redis_socket if role is not None else _embedded_redis(settings, stack)
+            redis_socket = role.redis_socket if role is not None else embedded_redis(settings, stack)
         except EmbeddedValkeyError as error:
             _log.error("start_failed", reason=str(error))
             return 1
@@ -104,13 +108,13 @@ async def _supervise(config: Path, settings: Settings, redis_socket: str) -> int
     return await supervisor.run()
 
 
-def _embedded_redis(settings: Settings, stack: ExitStack) -> str:
+def embedded_redis(settings: Settings, stack: ExitStack) -> str:
     """Start the embedded Valkey where the policy asks for it; its socket's path, "" without one.
 
     Raises:
         EmbeddedValkeyError: It cannot be started.
     """
-    if settings.redis is None or settings.redis.address is not None:
+    if settings.redis is None or not settings.redis.embedded:
         return ""
     embedded = EmbeddedValkey()
     embedded.start()
@@ -128,6 +132,7 @@ class App:
         hang_ups: Notes a SIGHUP that comes before this process handles it.
         redis_socket: Where the embedded Valkey listens, "" without one.
         role: What this process is to its supervisor; None: it is the only one.
+        load_policy: Loads the policy anew, given the next generation; reads `config` without it.
     """
 
     def __init__(
@@ -138,9 +143,10 @@ class App:
         hang_ups: EarlyHangUps,
         redis_socket: str,
         role: WorkerRole | None,
+        load_policy: Callable[[int], CompiledDocument] | None = None,
     ) -> None:
         self.settings = document.settings
-        self.holder = PolicyHolder(config, document)
+        self.holder = PolicyHolder(config, document, load_policy=load_policy)
         self.cache = TokenCache()
         self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
         self.redis_latency = LatencyHistogram()
@@ -148,7 +154,9 @@ class App:
         self.health = HealthService()
         self.metrics = Metrics(self.settings.engine)
         self.audit: AuditSink | None = None
-        self.store: RedisStore
+        self.store: TopologyStore
+        self.limiter: Limiter
+        self.follower: ChangesFollower
         self.server: Server
         self._config = config
         self._known = known
@@ -169,14 +177,14 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         async with AsyncExitStack() as stack:
-            await self._start(stack, loop)
+            await self._start(stack, loop, stop)
             await stop.wait()
             _log.info("draining", grace_s=self.settings.drain_grace_s, calls_in_flight=self.server.calls_in_flight)
             self._serving = False
             self.health.shut_down()
             await self.server.drain(self.settings.drain_grace_s)
 
-    async def _start(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop) -> None:
+    async def _start(self, stack: AsyncExitStack, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         settings = self.settings
         watcher = FileWatcher(self._watched, lambda _paths: self.holder.reload(), known=self._known)
         if settings.audit != "none":
@@ -184,19 +192,14 @@ class App:
             lock_path = self._role.output_lock if self._role is not None else None
             self.audit = AuditSink(loop, path, claims=self.holder.policy.audit_claims, lock_path=lock_path)
             stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
-        endpoint = _redis_endpoint(settings, self._redis_socket)
-        timeout_s = settings.redis.timeout_s if settings.redis is not None else REDIS_TIMEOUT_S
-        self.store = RedisStore(
-            endpoint, timeout_s=timeout_s, observe_latency=self._redis_answered, on_connection=_report_redis
-        )
-        if settings.redis is not None:
-            self.store.start()
-            stack.push_async_callback(self.store.close)
+        self._start_limits(stack)
         self.jwks.start()
         stack.push_async_callback(self.jwks.stop)
         self.holder.subscribe(self._policy_replaced)
+        _warn(self.holder.policy.ratelimit.warnings)
 
         self.server = self._build_server()
+        await self._before_serving(stack, stop)
         addresses = await self.server.start()
         stack.push_async_callback(self.server.drain, 0)
         self._add_metric_sources()
@@ -214,29 +217,63 @@ class App:
         gc.freeze()  # modules and policy stay: walking them stalls the loop by 34 ms a full collection
         _log.info("serving", addresses=[str(a) for a in addresses], admin=str(admin_address), engine=settings.engine)
 
-    def _build_server(self) -> Server:
+    def _start_limits(self, stack: AsyncExitStack) -> None:
+        """The store, what stands in front of it, and what is heard of changes."""
+        settings = self.settings
+        self.store = _redis_store(
+            settings, self._redis_socket, observe_latency=self._redis_answered, on_connection=self._redis_changed
+        )
+        if settings.redis is not None:
+            self.store.start()
+            stack.push_async_callback(self.store.close)
+        overrides = Overrides()
+        changes = LimitChanges(self.store, settings.redis.key_prefix if settings.redis is not None else "")
+        self.follower = ChangesFollower(changes, overrides, forget=self._forget, report=_report_changes, now_us=_now_us)
+        self.limiter = Limiter(self.store, self.local, overrides=overrides, on_freed=self.follower.freed)
+        self.store.on_denied = self.limiter.denied
+        if not isinstance(self.store, RedisStore):
+            self.store.refund = self.limiter.charge
+        stack.push_async_callback(self.limiter.close)
+        if settings.redis is not None:
+            self.follower.start()
+            stack.push_async_callback(self.follower.close)
+
+    def _forget(self, storage_keys: set[bytes] | None) -> None:
+        self.limiter.forget(storage_keys)
+
+    async def _before_serving(self, stack: AsyncExitStack, stop: asyncio.Event) -> None:
+        """What must be there before gRPC is served; `stop` ends the wait for it."""
+
+    def _service(self) -> Service:
+        """The methods that are served."""
         settings = self.settings
         check = CheckService(
             policy=lambda: self.holder.policy,
             cache=self.cache,
             jwks=self.jwks,
-            store=self.store,
-            local=self.local,
+            store=self.limiter,
+            local=self._counts_locally(),
             on_event=self._decided,
             on_bug=_report_bug,
         )
+        return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
+
+    def _ratelimit_methods(self) -> Service:
+        settings = self.settings
         prefix = settings.redis.key_prefix if settings.redis else "sidecar"
         ratelimit = RateLimitService(
-            lambda: self.holder.policy, self.store, self.local, prefix, self._ratelimit_answered
+            lambda: self.holder.policy, self.limiter, self._counts_locally(), prefix, self._ratelimit_answered
         )
-        service: Service = {
-            CHECK: check.method(settings.check_timeout_s),
-            SHOULD_RATE_LIMIT: UnaryMethod(handler=ratelimit.handle, answer_within_s=settings.check_timeout_s),
-            **self.health.methods(),
-        }
-        role = self._role
+        return {SHOULD_RATE_LIMIT: UnaryMethod(handler=ratelimit.handle, answer_within_s=settings.check_timeout_s)}
+
+    def _counts_locally(self) -> LimitStore:
+        """Who counts in this process; without Redis there is nobody to hand over to."""
+        return self.limiter.local if self.settings.redis is not None else self.local
+
+    def _build_server(self) -> Server:
+        settings, role = self.settings, self._role
         return _engine(settings)(
-            service,
+            self._service(),
             role.listen(settings.listen) if role is not None else settings.listen,
             settings.limits,
             tls=settings.tls,
@@ -252,6 +289,7 @@ class App:
             "/metrics": metrics_route(self._samples),
             SAMPLES_PATH: samples_route(self.metrics),
             "/policy": json_route(lambda: masked(self.holder.document)),
+            TOP_PATH: hot_keys_route(lambda: self.limiter.hot_keys, monotonic_us),
         }
 
     async def _samples(self) -> Sequence[Sample]:
@@ -279,14 +317,7 @@ class App:
     def _redis_detail(self) -> dict[str, object]:
         if self.settings.redis is None:
             return {"used": False}
-        connection = self.store.connection
-        breaker = self.store.breaker.state.value
-        return {
-            "connected": connection.connected,
-            "breaker": breaker,
-            "last_error": connection.last_error,
-            "last_error_reply": self.store.last_error_reply,
-        }
+        return self.store.detail()
 
     def _watched(self) -> list[str]:
         directory = self.holder.document.settings.ratelimit_directory
@@ -310,6 +341,7 @@ class App:
         self.jwks.replace(document.policy.issuers.values())
         self.metrics.decisions.keep_rules([rule.name for rule in document.policy.rules.rules])
         self.metrics.ratelimit.keep_domains(document.policy.ratelimit.domains)
+        _warn(document.policy.ratelimit.warnings)
         configure_log(document.settings.log_level, worker=self._role.index if self._role is not None else None)
         if self.audit is not None:
             self.audit.claims = document.policy.audit_claims
@@ -333,12 +365,17 @@ class App:
     def _redis_answered(self, seconds: float) -> None:
         self.redis_latency.observe(int(seconds * US_PER_S))
 
+    def _redis_changed(self, reason: str) -> None:
+        """Connected, where `reason` is empty; else the connection is lost, or was not to be had."""
+        _report_redis(reason)
+
     def _add_metric_sources(self) -> None:
         sources = [
             metric_sources.token_cache(self.cache),
             metric_sources.jwks(self.jwks),
             metric_sources.redis(self.store, self.redis_latency),
             metric_sources.local_store(self.local),
+            metric_sources.limiter(self.limiter),
             metric_sources.ratelimit(lambda: self.holder.policy),
             metric_sources.server(self.server),
             metric_sources.policy(self.holder),
@@ -360,35 +397,11 @@ def _engine(settings: Settings) -> type[Http2Server | GrpcioServer]:
     return Http2Server
 
 
-def _redis_endpoint(settings: Settings, embedded_socket: str) -> RedisEndpoint:
-    redis = settings.redis
-    if redis is None:
-        return RedisEndpoint()
-    address = redis.address or UnixAddress(embedded_socket)
-    password = redis.password.reveal() if redis.password else ""
-    username = redis.username or ""
-    if isinstance(address, UnixAddress):
-        return RedisEndpoint(path=address.path, database=redis.database, username=username, password=password)
-    return RedisEndpoint(
-        host=address.host,
-        port=address.port,
-        database=redis.database,
-        username=username,
-        password=password,
-        tls=_redis_tls(redis.tls) if redis.tls else None,
-        server_name=(redis.tls.server_name if redis.tls else None) or "",
-    )
-
-
-def _redis_tls(files: RedisTlsFiles) -> ssl.SSLContext:
+def _redis_store(settings: Settings, embedded_socket: str, **hooks: Callable[..., None]) -> TopologyStore:
     try:
-        return tls_context(_path(files.ca), _path(files.certificate), _path(files.key))
+        return build_store(settings.redis, embedded_socket, **hooks)
     except ValueError as error:
         raise OSError(error) from None
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
 
 
 def _report_redis(reason: str) -> None:
@@ -398,5 +411,20 @@ def _report_redis(reason: str) -> None:
         _log.info("redis_connected")
 
 
+def _report_changes(reason: str) -> None:
+    if reason:
+        _log.warning("limit_changes_not_followed", reason=reason)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
 def _report_bug(bug: BaseException, method: str) -> None:
     _log.error("handler_failed", method=method, exc_info=bug)
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    """Tell of what was loaded and surely not meant so."""
+    for warning in warnings:
+        _log.warning("ratelimit_key_ignored", where=warning)

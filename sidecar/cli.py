@@ -59,6 +59,23 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
     serve.set_defaults(command=_serve)
 
+    ratelimit = commands.add_parser(
+        "ratelimit",
+        help="serve rate limits as envoyproxy/ratelimit does, from its environment variables",
+        description="Answers Envoy's rate limit calls on the ports of envoyproxy/ratelimit (gRPC 8081, HTTP 8080, "
+        "debug 6070), started from its environment variables and files. docs/drop-in.md has the differences.",
+        epilog="SIGHUP reloads, and so does a change of a file. SIGTERM and SIGINT drain. Exit status: 0 drained; 1 a "
+        "variable or a file was refused, or serving failed.",
+    )
+    ratelimit.add_argument(
+        "--config",
+        type=Path,
+        default=os.environ.get("SIDECAR_CONFIG") or None,
+        metavar="FILE",
+        help="settings that have no variable, in the policy's format; SIDECAR_CONFIG without it",
+    )
+    ratelimit.set_defaults(command=_ratelimit)
+
     check = commands.add_parser(
         "check",
         help="validate a policy file; every fault is printed",
@@ -66,7 +83,14 @@ def _parser() -> argparse.ArgumentParser:
         "line on standard error: file:line: path: what is wrong; what is accepted.",
         epilog="Exit status: 0 the policy would be served; 1 it was refused.",
     )
-    check.add_argument("file", type=Path, metavar="FILE", help="the policy file")
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the policy file")
+    what.add_argument(
+        "--ratelimit", type=Path, metavar="DIR", help="a directory of envoyproxy/ratelimit's files, without a policy"
+    )
+    check.add_argument(
+        "--merge-domains", action="store_true", help="with --ratelimit: several files may have the same domain"
+    )
     check.set_defaults(command=_check)
 
     schema = commands.add_parser(
@@ -102,8 +126,46 @@ def _parser() -> argparse.ArgumentParser:
         "--output", choices=("text", "json"), default="text", help="for people or for programs; text without it"
     )
     explain.set_defaults(command=_explain)
+    _add_limits(commands)
     _add_conformance(commands)
     return parser
+
+
+def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    epilog = (
+        "A counter is named by its limit and the values of the limit's key, in the policy's order, without constants; "
+        "@absent stands for a value that requests do not have. Exit status: 0 done; 1 the policy was refused, or Redis "
+        "or the sidecar did not answer; 2 the command line is wrong."
+    )
+    limits = commands.add_parser(
+        "limits",
+        help="look at counters, reset them, override the limit of a single key",
+        description="Looks at and changes what running sidecars count, in the policy's Redis.",
+        epilog=epilog,
+    )
+    actions = limits.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("show", "what is counted for a key, and what it may still take"),
+        ("reset", "empty a key's counter, on all sidecars"),
+        ("override", "grant a key another figure, on all sidecars within a second"),
+        ("clear", "end a key's override"),
+        ("overrides", "list the overrides"),
+        ("top", "the keys that are charged most, as the running sidecar estimates"),
+    ):
+        described = f"{text[0].upper()}{text[1:]}."
+        action = actions.add_parser(name, help=text, description=described, epilog=epilog)
+        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
+        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
+        action.set_defaults(command=_limits, action=name)
+        if name not in {"overrides", "top"}:
+            action.add_argument("limit", metavar="LIMIT", help="the limit's name in the policy")
+            action.add_argument("values", nargs="*", metavar="VALUE", help="the values of the limit's key, in order")
+        if name == "override":
+            action.add_argument("--requests", type=int, required=True, metavar="N", help="granted in a window")
+            action.add_argument("--burst", type=int, default=0, metavar="N", help="of a gcra limit; as the requests")
+            action.add_argument("--for", dest="lasting", metavar="DURATION", help="ends by itself; it stays without")
+        if name == "top":
+            action.add_argument("--count", type=int, default=20, metavar="N", help="how many; %(default)s without it")
 
 
 def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,6 +194,12 @@ def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParse
     conformance.set_defaults(command=_conformance)
 
 
+def _limits(arguments: argparse.Namespace) -> int:
+    from sidecar.limits_command import run  # noqa: PLC0415 - see the module's head
+
+    return run(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from sidecar.hang_up import remembered  # noqa: PLC0415 - see the module's head
 
@@ -141,12 +209,35 @@ def _serve(arguments: argparse.Namespace) -> int:
         return run(arguments.config, hang_ups)
 
 
+def _ratelimit(arguments: argparse.Namespace) -> int:
+    from sidecar.hang_up import remembered  # noqa: PLC0415 - see the module's head
+
+    with remembered() as hang_ups:
+        from sidecar.ratelimit.app import run  # noqa: PLC0415
+
+        return run(arguments.config, hang_ups)
+
+
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.ratelimit is not None:
+        return _check_directory(arguments.ratelimit, merge_domains=arguments.merge_domains)
     from sidecar.policy.compile import load  # noqa: PLC0415
 
     policy = load(arguments.file, 1).policy
     counts = f"{len(policy.rules.rules)} rules, {len(policy.issuers)} issuers, {len(policy.ratelimit.domains)} domains"
     print(f"{arguments.file}: good ({counts})")
+    return 0
+
+
+def _check_directory(directory: Path, *, merge_domains: bool) -> int:
+    from sidecar.core.descriptors import RateLimitOptions  # noqa: PLC0415
+    from sidecar.policy.ratelimit_files import load_directory  # noqa: PLC0415
+
+    config = load_directory(directory, RateLimitOptions(merge_domains=merge_domains), files="visible")
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    limits = sum(len(domain.limits) for domain in config.domains.values())
+    print(f"{directory}: good ({len(config.domains)} domains, {limits} limits)")
     return 0
 
 

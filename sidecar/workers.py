@@ -29,9 +29,10 @@ from typing import Final
 import msgspec
 
 from sidecar.edges.admin import AdminServer
+from sidecar.edges.admin_client import AdminSilentError, get
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Metrics
-from sidecar.edges.worker_scrape import WorkerScrape, WorkerSilentError, WorkerView, get
+from sidecar.edges.worker_scrape import WorkerScrape, WorkerView
 from sidecar.transport.listeners import remove_socket, socket_identity, unix_listener
 from sidecar.transport.service import Address, TcpAddress, UnixAddress
 
@@ -257,8 +258,8 @@ class Supervisor:
     async def _mark_started(self, worker: _Worker, process: asyncio.subprocess.Process) -> None:
         view = worker.view
         while True:
-            with contextlib.suppress(WorkerSilentError):
-                await get(view.socket_path, "/livez")
+            with contextlib.suppress(AdminSilentError):
+                await get(UnixAddress(view.socket_path), "/livez")
                 break
             await asyncio.sleep(STARTED_POLL_S)
         view.state = "running"

@@ -35,6 +35,8 @@ ASK_TIMEOUT_S: Final = 1.0
 NEWS_KEPT_MAX: Final = 10_000
 NEWS_READ_MAX: Final = 1_000
 """News taken at a time; a sidecar that is further behind takes the rest with the next poll."""
+FREED_KEYS_MAX: Final = 1_000
+"""Counters that one sidecar tells of at a time; of more, the others learn when their denials end by themselves."""
 
 _SET: Final = b"""
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then
@@ -197,7 +199,7 @@ class LimitChanges:
         if not read:
             return set(), after
         [(_, entries)] = read.items() if isinstance(read, dict) else read
-        return {fields[1] for _, fields in entries}, bytes(entries[-1][0])
+        return {key for _, fields in entries for key in fields[1::2]}, bytes(entries[-1][0])
 
     async def _ask(self, *parts: bytes, key: bytes | None = None) -> Any:
         return await ask(self._commands, *parts, key=key if key is not None else parts[1])
@@ -244,6 +246,12 @@ class ChangesFollower:
         self._revision: bytes | None = None
         self._last_news: bytes | None = None
         self._reason: str | None = None
+        self._freed: set[bytes] = set()
+
+    def freed(self, storage_keys: Sequence[bytes]) -> None:
+        """Tell all other sidecars with the next poll that these counters have more room than they may remember."""
+        if len(self._freed) < FREED_KEYS_MAX:
+            self._freed.update(storage_keys)
 
     def start(self) -> None:
         """Begin, in the background."""
@@ -273,6 +281,9 @@ class ChangesFollower:
             await asyncio.sleep(POLL_S)
 
     async def _poll(self) -> None:
+        if self._freed:
+            freed, self._freed = self._freed, set()
+            await self._changes.tell(list(freed))
         if self._last_news is None:
             last_news = await self._changes.last_news()
             await self._reload(await self._changes.revision())

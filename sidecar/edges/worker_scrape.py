@@ -11,28 +11,22 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import h11
 import msgspec
 
 from sidecar.edges.admin import Answer, Component, Route, json_answer, live_route, ready_answer
+from sidecar.edges.admin_client import AdminSilentError, get, get_json
+from sidecar.edges.hot_keys_route import TOP_PATH, merged_hot_keys
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
 from sidecar.edges.metrics_table import ROWS, Kind, Merge
+from sidecar.transport.service import UnixAddress
 
-ANSWER_TIMEOUT_S: Final = 1.0
-"""A worker whose loop does not turn for so long is as good as gone."""
-ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-READ_BYTES: Final = 256 * 1024
 RETIRED_SERIES_MAX: Final = 20_000
 """Series kept of workers that ended; beyond that all are forgotten, which a scraper sees as a counter's reset."""
 
 SAMPLES_PATH: Final = "/samples"
 
 _log = get_log("supervisor")
-
-
-class WorkerSilentError(Exception):
-    """A worker did not answer, or not in a way that can be read."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +81,7 @@ class WorkerScrape:
             "/readyz": self._ready,
             "/metrics": metrics_route(self.samples),
             "/policy": self._policy,
+            TOP_PATH: self._hot_keys,
         }
 
     def retire(self, worker: WorkerView) -> None:
@@ -113,9 +108,9 @@ class WorkerScrape:
 
     async def _refresh(self, worker: WorkerView) -> None:
         try:
-            _, body = await get(worker.socket_path, SAMPLES_PATH)
+            _, body = await get(UnixAddress(worker.socket_path), SAMPLES_PATH)
             worker.samples = decode_samples(body)
-        except (WorkerSilentError, msgspec.DecodeError) as error:
+        except (AdminSilentError, msgspec.DecodeError) as error:
             _log.warning("worker_not_scraped", worker=worker.index, error=str(error))
 
     async def _ready(self, _headers: Mapping[str, str]) -> Answer:
@@ -129,10 +124,17 @@ class WorkerScrape:
         document["components"] |= absent
         return json_answer(document, answer.status)
 
+    async def _hot_keys(self, _headers: Mapping[str, str]) -> Answer:
+        """The workers' together; one that does not answer is left out."""
+        running = [UnixAddress(worker.socket_path) for worker in self._workers if worker.state == "running"]
+        asked = (get_json(address, TOP_PATH) for address in running)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return json_answer(merged_hot_keys(each for each in answers if not isinstance(each, BaseException)))
+
     async def _policy(self, _headers: Mapping[str, str]) -> Answer:
         for worker in self._workers:
-            with contextlib.suppress(WorkerSilentError):
-                status, body = await get(worker.socket_path, "/policy")
+            with contextlib.suppress(AdminSilentError):
+                status, body = await get(UnixAddress(worker.socket_path), "/policy")
                 return Answer(status, body)
         return json_answer({"error": "no worker answers"}, 503)
 
@@ -144,46 +146,8 @@ def _is_counted(sample: Sample) -> bool:
 
 async def _readiness(worker: WorkerView) -> Component:
     try:
-        status, body = await get(worker.socket_path, "/readyz")
+        status, body = await get(UnixAddress(worker.socket_path), "/readyz")
         document: Any = msgspec.json.decode(body)
         return Component(status == 200, {"components": document["components"]})
-    except (WorkerSilentError, msgspec.DecodeError, TypeError, KeyError) as error:
+    except (AdminSilentError, msgspec.DecodeError, TypeError, KeyError) as error:
         return Component(False, {"error": str(error)})
-
-
-async def get(socket_path: str, target: str) -> tuple[int, bytes]:
-    """Status and body of a GET to a worker's socket.
-
-    Raises:
-        WorkerSilentError: There is no answer within `ANSWER_TIMEOUT_S`, or it is not HTTP, or too large.
-    """
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(socket_path)
-            try:
-                return await _exchange(reader, writer, target)
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
-        raise WorkerSilentError(f"no answer: {str(error) or type(error).__name__}") from error
-
-
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[int, bytes]:
-    http = h11.Connection(h11.CLIENT)
-    request = h11.Request(method="GET", target=target, headers=[("Host", "worker"), ("Connection", "close")])
-    writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
-    status, body = 0, bytearray()
-    while True:
-        event = http.next_event()
-        if event is h11.NEED_DATA:
-            http.receive_data(await reader.read(READ_BYTES))
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > ANSWER_BYTES_MAX:
-                raise h11.RemoteProtocolError(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
-        elif isinstance(event, h11.EndOfMessage):
-            return status, bytes(body)
-        else:
-            raise h11.RemoteProtocolError("the connection was closed early")

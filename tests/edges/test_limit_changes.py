@@ -11,7 +11,7 @@ import redis
 
 from sidecar.core.limits import US_PER_S, Charge, Limit
 from sidecar.core.overrides import OVERRIDES_MAX, Overrides
-from sidecar.edges.limit_changes import ChangesError, ChangesFollower, LimitChanges, StoredOverride
+from sidecar.edges.limit_changes import FREED_KEYS_MAX, ChangesError, ChangesFollower, LimitChanges, StoredOverride
 from sidecar.edges.redis_endpoint import RedisEndpoint
 from sidecar.edges.redis_store import RedisStore
 from tests.support.asking import until
@@ -156,3 +156,15 @@ async def test_overrides_are_bounded(sidecars: tuple[Sidecar, Sidecar], valkey_a
     with pytest.raises(ChangesError, match="overrides are in force"):
         await one.changes.set_override(b"one more", STORED)
     await one.changes.set_override(b"last", StoredOverride("per-user", ["ann"], 7))
+
+
+async def test_what_one_sidecar_gives_back_all_others_hear(sidecars: tuple[Sidecar, Sidecar]) -> None:
+    """With its next poll, many counters in one message; what is too much at a time is left out."""
+    one, two = sidecars
+    one.follower.freed([b"a", b"b"])
+    one.follower.freed([b"c"])
+    await until(lambda: all(map(two.was_told, (b"a", b"b", b"c"))))
+    one.follower.freed([b"%d" % n for n in range(FREED_KEYS_MAX)])
+    one.follower.freed([b"too much"])
+    await until(lambda: two.was_told(b"%d" % (FREED_KEYS_MAX - 1)))
+    assert not two.was_told(b"too much")
