@@ -160,13 +160,15 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "sidecar_ratelimit_total",
         _C,
         ("domain", "limit", "outcome"),
-        "Hits counted by the rate limit service, by the limit's path in its configuration and what came of them.",
+        "Hits counted by the rate limit service, by the limit's path in its configuration (with values of requests where "
+        "`detailed_metric` or `value_to_metric` asks for them, 1,000 of a domain at most) and what came of them.",
     ),
     MetricRow(
         "sidecar_ratelimit_requests_total",
         _C,
         ("domain", "answer"),
-        "Rate limit calls: domain (`-` for one that is not configured), answer (ok, over_limit, invalid, error).",
+        "Rate limit calls: domain (`-` for one that is not configured), answer (ok, over_limit, shadowed, "
+        "invalid, error).",
     ),
     MetricRow("sidecar_ratelimit_latency_seconds", _H, (), "From the arrival of a rate limit call to its answer."),
     MetricRow("sidecar_calls_in_flight", _G, (), "gRPC calls begun and not answered."),

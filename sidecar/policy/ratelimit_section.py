@@ -59,12 +59,12 @@ class RateLimitAlgorithm(Model):
 class RateLimitHeaders(Model):
     """Names of response headers."""
 
-    limit: HeaderName = Field("ratelimit-limit", description="The limit.", examples=["x-ratelimit-limit"])
+    limit: HeaderName = Field("RateLimit-Limit", description="The limit.", examples=["x-ratelimit-limit"])
     remaining: HeaderName = Field(
-        "ratelimit-remaining", description="What remains of it.", examples=["x-ratelimit-remaining"]
+        "RateLimit-Remaining", description="What remains of it.", examples=["x-ratelimit-remaining"]
     )
     reset: HeaderName = Field(
-        "ratelimit-reset", description="Seconds until it starts afresh.", examples=["x-ratelimit-reset"]
+        "RateLimit-Reset", description="Seconds until it starts afresh.", examples=["x-ratelimit-reset"]
     )
 
 
