@@ -160,8 +160,8 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "sidecar_ratelimit_total",
         _C,
         ("domain", "limit", "outcome"),
-        "Hits counted by the rate limit service, by the limit's path in its configuration (with values of requests where "
-        "`detailed_metric` or `value_to_metric` asks for them, 1,000 of a domain at most) and what came of them.",
+        "Hits counted by the rate limit service, by the limit's path in its configuration (with values of requests "
+        "where `detailed_metric` or `value_to_metric` asks for them, 1,000 of a domain at most) and what came of them.",
     ),
     MetricRow(
         "sidecar_ratelimit_requests_total",
