@@ -1,1 +1,1 @@
-"""`sidecar ratelimit`: the rate limit service started from envoyproxy/ratelimit's environment variables, on its ports."""
+"""`sidecar ratelimit`: the rate limit service from envoyproxy/ratelimit's environment variables, on its ports."""

@@ -1,4 +1,4 @@
-"""From environment variables to what `sidecar serve` gets from its policy file: the same document, compiled by the same code.
+"""From environment variables to what `sidecar serve` gets from its policy file: the same document, compiled alike.
 
     variables (and the file of `--config`, where there is one) -> document -> CompiledDocument
                                                                -> ReferenceSettings, for what a policy has no words for
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from sidecar.core.secret import Secret
@@ -20,10 +20,13 @@ from sidecar.policy import durations, yaml
 from sidecar.policy.compile import CompiledDocument, compile_source
 from sidecar.policy.faults import Fault, PolicyError, Wrong, shown
 from sidecar.policy.fields import parse_address
-from sidecar.policy.yaml import Mapping, PathParts, Source, dotted
+from sidecar.policy.settings import RedisServers
+from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source, dotted
 from sidecar.ratelimit import variables
 from sidecar.ratelimit.variables import FILE
-from sidecar.transport.service import Address
+
+if TYPE_CHECKING:
+    from sidecar.transport.service import Address
 
 SECTIONS: Final = frozenset({"server", "admin", "redis", "ratelimit", "local_share", "log"})
 """Of a policy file, what `sidecar ratelimit --config` may hold: there is nothing else to serve."""
@@ -149,6 +152,7 @@ class _Writer:
         self._found = found
         self._written_by: dict[PathParts, str] = {}
         self._credentials: dict[str, Any] = {}
+        self._per_second: dict[str, Any] = {}
         root = _copy(base.root) if base is not None else Mapping(0)
         self.source = EnvironmentSource(FILE, root, self._written_by, base)
 
@@ -182,6 +186,8 @@ class _Writer:
                 "it is not supported, and without it more clients would be let in than are meant to",
                 "no value, with an authority of its own for these clients in GRPC_CLIENT_TLS_CACERT",
             )
+        self.source.root["audit"] = Mapping(0)
+        self.source.root["audit"]["destination"] = "none"
         self._put(("log", "level"), _LEVELS[found["LOG_LEVEL"]], "LOG_LEVEL")
 
     def redis(self) -> None:
@@ -189,36 +195,72 @@ class _Writer:
         found = self._found
         if found["BACKEND_TYPE"] == "memcache":
             self._fault("BACKEND_TYPE", "memcache is not supported: counters are kept in Redis or Valkey", "redis")
-        if found["REDIS_TYPE"] != "SINGLE" or found["REDIS_PERSECOND"]:
-            name = "REDIS_PERSECOND" if found["REDIS_PERSECOND"] else "REDIS_TYPE"
-            self._fault(name, "it is not supported yet", "REDIS_TYPE=SINGLE, without REDIS_PERSECOND")
-        try:
-            url = self._redis_url("REDIS_URL", found["REDIS_SOCKET_TYPE"], tls=found["REDIS_TLS"])
-        except Wrong as wrong:
-            self._fault("REDIS_URL", wrong.message, wrong.accepted)
-            url = "embedded"
-        self._put(("redis", "url"), url, "REDIS_URL", "REDIS_SOCKET_TYPE", "REDIS_TLS")
-        if url.startswith("rediss://"):
-            for name, key in (
-                ("REDIS_TLS_CACERT", "ca"),
-                ("REDIS_TLS_CLIENT_CERT", "certificate"),
-                ("REDIS_TLS_CLIENT_KEY", "key"),
-            ):
-                if found[name]:
-                    self._put(("redis", "tls", key), found[name], name)
+        self._store(("redis",), "REDIS_", self._credentials)
+        if found["REDIS_PERSECOND"]:
+            self._store(("redis", "per_second"), "REDIS_PERSECOND_", self._per_second)
         if "REDIS_TIMEOUT" in self._environment:
             timeout_s = min(max(found["REDIS_TIMEOUT"], 0.001), REDIS_TIMEOUT_S_MAX)
             self._put(("redis", "timeout"), _duration(timeout_s), "REDIS_TIMEOUT")
+            if found["REDIS_PERSECOND"]:
+                self._put(("redis", "per_second", "timeout"), _duration(timeout_s), "REDIS_TIMEOUT")
             self._put(("server", "check_timeout"), _duration(timeout_s + ANSWER_MARGIN_S), "REDIS_TIMEOUT")
-        if found["REDIS_AUTH"]:
-            user, colon, password = found["REDIS_AUTH"].partition(":")
-            self._credentials = {"username": user or None, "password": Secret(password)}
-            if not colon:
-                self._credentials = {"username": None, "password": Secret(user)}
         if found["CACHE_KEY_PREFIX"]:
             if any(brace in found["CACHE_KEY_PREFIX"] for brace in "{}"):
                 self._fault("CACHE_KEY_PREFIX", "it holds a brace, with which a cluster's slots are told", "no { and }")
             self._credentials["key_prefix"] = found["CACHE_KEY_PREFIX"]
+
+    def _store(self, where: PathParts, prefix: str, credentials: dict[str, Any]) -> None:
+        """One store: the general one, or that of limits of one second.
+
+        Args:
+            where: The section.
+            prefix: Of the names of its variables.
+            credentials: Is given what stands in no document.
+        """
+        found, names = self._found, tuple(f"{prefix}{name}" for name in ("URL", "TYPE", "SOCKET_TYPE", "TLS"))
+        topology = self.source.root.get("redis", {}) if len(where) == 1 else {}
+        is_set = any(name in self._environment for name in names)
+        if not is_set and any(key in topology for key in ("url", "sentinel", "cluster")):
+            return
+        url, kind, socket_type, tls = (found[name] for name in names)
+        try:
+            if kind == "SINGLE":
+                written = _redis_url(url, socket_type, tls=tls)
+                self._put((*where, "url"), written.url, *names)
+                credentials |= written.credentials
+                tls = written.url.startswith("rediss://")
+            elif kind == "SENTINEL":
+                master, *sentinels = url.split(",")
+                self._put((*where, "sentinel", "master"), master, *names)
+                self._put((*where, "sentinel", "sentinels"), _texts(sentinels), *names)
+                if auth := found[f"{prefix}SENTINEL_AUTH"]:
+                    credentials["sentinel"] = _user_and_password(auth)
+            else:
+                self._put((*where, "cluster", "nodes"), _texts(url.split(",")), *names)
+        except Wrong as wrong:
+            self._fault(names[0], wrong.message, wrong.accepted)
+            self._put((*where, "url"), "redis://127.0.0.1:1", *names)
+            tls = False
+        if tls:
+            self._store_tls((*where, "tls"))
+            if kind == "SENTINEL":
+                self._store_tls((*where, "sentinel", "tls"))
+        if auth := found[f"{prefix}AUTH"]:
+            credentials |= _user_and_password(auth)
+
+    def _store_tls(self, where: PathParts) -> None:
+        self._section(where)
+        for name, key in (
+            ("REDIS_TLS_CACERT", "ca"),
+            ("REDIS_TLS_CLIENT_CERT", "certificate"),
+            ("REDIS_TLS_CLIENT_KEY", "key"),
+        ):
+            if self._found[name]:
+                self._put((*where, key), self._found[name], name)
+        if self._found["REDIS_TLS_SKIP_HOSTNAME_VERIFICATION"]:
+            name = "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION"
+            accepted = "false; redis.tls.server_name in a file that --config names says what the certificate is for"
+            self._fault(name, "servers' certificates are always verified with the name", accepted)
 
     def ratelimit(self) -> None:
         """Where limits come from, and how they are answered."""
@@ -230,6 +272,22 @@ class _Writer:
         self._put(("ratelimit", "files"), files, "RUNTIME_IGNOREDOTFILES")
         may_start = found["FORCE_START_WITHOUT_INITIAL_CONFIG"] or found["HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED"]
         self._put(("ratelimit", "required"), not may_start, "FORCE_START_WITHOUT_INITIAL_CONFIG")
+        for name, key in (
+            ("SHADOW_MODE", "shadow_mode"),
+            ("QUOTA_MODE", "quota_mode"),
+            ("NEAR_LIMIT_RATIO", "near_limit_ratio"),
+            ("RESPONSE_DYNAMIC_METADATA", "response_dynamic_metadata"),
+            ("MERGE_DOMAIN_CONFIG", "merge_domains"),
+        ):
+            self._put(("ratelimit", key), found[name], name)
+        self._put(("ratelimit", "deny_cache"), found["LOCAL_CACHE_SIZE_IN_BYTES"] > 0, "LOCAL_CACHE_SIZE_IN_BYTES")
+        if found["LIMIT_RESPONSE_HEADERS_ENABLED"]:
+            for name, key in (
+                ("LIMIT_LIMIT_HEADER", "limit"),
+                ("LIMIT_REMAINING_HEADER", "remaining"),
+                ("LIMIT_RESET_HEADER", "reset"),
+            ):
+                self._put(("ratelimit", "response_headers", key), found[name], name)
 
     def reference(self) -> ReferenceSettings:
         """What a policy has no words for."""
@@ -251,50 +309,32 @@ class _Writer:
 
     def with_secrets(self, document: CompiledDocument) -> CompiledDocument:
         """The document with what a policy would read from files of their own."""
-        settings = document.settings
-        if settings.redis is None or not self._credentials:
+        redis = document.settings.redis
+        if redis is None:
             return document
-        redis = dataclasses.replace(settings.redis, **self._credentials)
-        return dataclasses.replace(document, settings=dataclasses.replace(settings, redis=redis))
+        per_second = redis.per_second
+        if per_second is not None:
+            per_second = _with_credentials(per_second, self._per_second)
+        redis = dataclasses.replace(_with_credentials(redis, self._credentials), per_second=per_second)
+        return dataclasses.replace(document, settings=dataclasses.replace(document.settings, redis=redis))
 
-    def _redis_url(self, name: str, socket_type: str, *, tls: bool) -> str:
-        """A policy's `redis.url`.
-
-        Raises:
-            Wrong: The variable's value is none. Its text is not repeated: people put passwords there.
-        """
-        value = self._found[name]
-        if socket_type == "unix":
-            if tls:
-                raise Wrong("REDIS_TLS does not go with REDIS_SOCKET_TYPE=unix", "REDIS_SOCKET_TYPE=tcp")
-            if not value.startswith("/"):
-                raise Wrong("it is not a socket's path, which REDIS_SOCKET_TYPE=unix asks for", "an absolute path")
-            return f"unix://{value}"
-        if "://" not in value:
-            return f"{'rediss' if tls else 'redis'}://{value}"
-        scheme, _, rest = value.partition("://")
-        try:
-            url = urlsplit(value)
-            user, password = url.username, url.password
-        except ValueError:
-            raise Wrong("the URL cannot be read", "host:port, or redis://user:password@host:port/0") from None
-        if password:
-            self._credentials |= {"username": unquote(user or "") or None, "password": Secret(unquote(password))}
-        return f"{'rediss' if tls else scheme}://{rest.rpartition('@')[2]}"
-
-    def _put(self, path: PathParts, value: Any, *names: str) -> None:
-        """Write a value, unless none of its variables is set and the file has it."""
+    def _section(self, path: PathParts) -> Mapping:
         node = self.source.root
-        for part in path[:-1]:
+        for part in path:
             if not isinstance(node.get(part), Mapping):
                 node[part] = Mapping(0)
                 node.key_lines[str(part)] = 0
             node = node[part]
+        return cast("Mapping", node)
+
+    def _put(self, path: PathParts, value: Any, *names: str) -> None:
+        """Write a value, unless none of its variables is set and the file has it."""
+        node, key = self._section(path[:-1]), str(path[-1])
         is_set = next((name for name in names if name in self._environment), None)
-        if path[-1] in node and is_set is None:
+        if key in node and is_set is None:
             return
-        node[path[-1]] = value
-        node.key_lines[str(path[-1])] = 0
+        node[key] = value
+        node.key_lines[key] = 0
         self._written_by[path] = is_set or names[0]
 
     def _address(self, name: str, written: str) -> Address:
@@ -306,6 +346,61 @@ class _Writer:
 
     def _fault(self, name: str, message: str, accepted: str) -> None:
         self.faults.append(Fault(FILE, 0, name, message, accepted))
+
+
+@dataclass(frozen=True, slots=True)
+class _RedisUrl:
+    url: str
+    credentials: dict[str, Any]
+
+
+def _redis_url(value: str, socket_type: str, *, tls: bool) -> _RedisUrl:
+    """A policy's `redis.url`, and what the text holds besides.
+
+    Raises:
+        Wrong: It is none. The text is not repeated: people put passwords there.
+    """
+    if socket_type == "unix":
+        if tls:
+            raise Wrong("TLS does not go with a socket type of unix", "a socket type of tcp")
+        if not value.startswith("/"):
+            raise Wrong("it is not a socket's path, which a socket type of unix asks for", "an absolute path")
+        return _RedisUrl(f"unix://{value}", {})
+    if "://" not in value:
+        return _RedisUrl(f"{'rediss' if tls else 'redis'}://{value}", {})
+    scheme, _, rest = value.partition("://")
+    try:
+        url = urlsplit(value)
+        user, password = url.username, url.password
+    except ValueError:
+        raise Wrong("the URL cannot be read", "host:port, or redis://user:password@host:port/0") from None
+    credentials = {"username": unquote(user or "") or None, "password": Secret(unquote(password))} if password else {}
+    return _RedisUrl(f"{'rediss' if tls else scheme}://{rest.rpartition('@')[2]}", credentials)
+
+
+def _user_and_password(auth: str) -> dict[str, Any]:
+    """`password`, or `user:password`."""
+    user, colon, password = auth.partition(":")
+    return {"username": user, "password": Secret(password)} if colon else {"username": None, "password": Secret(auth)}
+
+
+_Servers = TypeVar("_Servers", bound=RedisServers)
+
+
+def _with_credentials(servers: _Servers, credentials: AnyMapping[str, Any]) -> _Servers:
+    own = dict(credentials)
+    sentinel = own.pop("sentinel", None)
+    if sentinel is not None and servers.sentinel is not None:
+        own["sentinel"] = dataclasses.replace(servers.sentinel, **sentinel)
+    return dataclasses.replace(servers, **own)
+
+
+def _texts(items: list[str]) -> Sequence:
+    """A list as a document has it."""
+    sequence = Sequence(0)
+    sequence.extend(item.strip() for item in items)
+    sequence.item_lines = [0] * len(items)
+    return sequence
 
 
 def _copy(node: Any) -> Any:

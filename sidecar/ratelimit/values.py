@@ -30,7 +30,7 @@ _UNITS_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3,
 
 def text(value: str) -> str:
     """Any text without control characters."""
-    if not value.isprintable() and value or len(value.encode("utf-8", "surrogateescape")) > TEXT_BYTES_MAX:
+    if not value.isprintable() or len(value.encode("utf-8", "surrogateescape")) > TEXT_BYTES_MAX:
         raise Wrong("the value is no plain text", f"up to {TEXT_BYTES_MAX} bytes without control characters")
     return value
 
@@ -38,7 +38,7 @@ def text(value: str) -> str:
 def boolean(value: str) -> bool:
     """Go's booleans."""
     if value not in _TRUE | _FALSE:
-        raise Wrong(f"{shown(value)} is not a boolean", "true or false (also 1, t, T, TRUE, True, 0, f, F, FALSE, False)")
+        raise Wrong(f"{shown(value)} is not a boolean", "true or false, 1 or 0, t or f, in these spellings")
     return value in _TRUE
 
 

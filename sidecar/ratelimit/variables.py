@@ -1,7 +1,7 @@
 """Every environment variable of the reference: how it is read, what it is without one, and what becomes of it here.
 
-The reference is envoyproxy/ratelimit at f2fb157; its list is src/settings/settings.go. `docs/drop-in.md` shows this table,
-and a test compares the two.
+The reference is envoyproxy/ratelimit at f2fb157; its list is src/settings/settings.go. `docs/drop-in.md` shows this
+table, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _MAPPER: Final = "metric names are fixed; both the reference's built-in ones and
 _MEMCACHE: Final = "counters are kept in Redis or Valkey alone"
 _TRACING: Final = "no spans are made"
 _POOL: Final = "one multiplexed connection a node takes the place of pools and write buffering"
-_STARTUP: Final = "serving begins at once, and connecting is tried again for ever; /healthcheck is 500 until Redis answered"
+_STARTUP: Final = "serving begins at once, connecting is tried for ever; /healthcheck is 500 until Redis answered"
 _KEYS: Final = "a key expires with its window, on Redis's clock; keys of one window do not expire together"
 
 VARIABLES: Final[Mapping[str, Variable]] = {
@@ -94,7 +94,12 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         _different("GRPC_SERVER_TLS_CERT", text, "", _TLS_FILE_NOTE),
         _different("GRPC_SERVER_TLS_KEY", text, "", f"{_TLS_FILE_NOTE}; need not be beside the certificate"),
         _different("GRPC_CLIENT_TLS_CACERT", text, "", f"{_TLS_FILE_NOTE}; the system's authorities are not trusted"),
-        _same("GRPC_CLIENT_TLS_SAN", text, ""),
+        _different(
+            "GRPC_CLIENT_TLS_SAN",
+            text,
+            "",
+            "refused: give these clients an authority of their own in GRPC_CLIENT_TLS_CACERT",
+        ),
         # the log
         _different(
             "LOG_LEVEL",
@@ -167,7 +172,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
             "LOCAL_CACHE_SIZE_IN_BYTES",
             _COUNT,
             "0",
-            "kept as a number of keys, one for each 256 bytes; a key is kept to the exact time at which it can pass again",
+            "above 0, up to 16,384 exhausted counters are remembered, each until the exact time at which it can pass",
         ),
         _same("NEAR_LIMIT_RATIO", values.fraction, "0.8"),
         _different("CACHE_KEY_PREFIX", text, "", "`sidecar` where it is not set; keys are laid out differently"),
@@ -180,13 +185,20 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         # Redis
         _same("REDIS_SOCKET_TYPE", choice("tcp", "unix"), "unix"),
         _same("REDIS_TYPE", choice("SINGLE", "SENTINEL", "CLUSTER"), "SINGLE"),
-        _different("REDIS_URL", text, "/var/run/nutcracker/ratelimit.sock", "also redis:// and rediss:// URLs", secret=True),
+        _different(
+            "REDIS_URL", text, "/var/run/nutcracker/ratelimit.sock", "also redis:// and rediss:// URLs", secret=True
+        ),
         _same("REDIS_AUTH", text, "", secret=True),
         _same("REDIS_TLS", boolean, "false"),
         _same("REDIS_TLS_CLIENT_CERT", text, ""),
         _same("REDIS_TLS_CLIENT_KEY", text, ""),
         _different("REDIS_TLS_CACERT", text, "", "where it is set, the system's authorities are not trusted"),
-        _same("REDIS_TLS_SKIP_HOSTNAME_VERIFICATION", boolean, "false"),
+        _different(
+            "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION",
+            boolean,
+            "false",
+            "true is refused: redis.tls.server_name in a file that --config names says what the certificate is for",
+        ),
         _same("REDIS_SENTINEL_AUTH", text, "", secret=True),
         _different(
             "REDIS_TIMEOUT",
@@ -249,7 +261,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         _same("USE_PROMETHEUS", boolean, "false"),
         _same("PROMETHEUS_ADDR", text, ":9090"),
         _same("PROMETHEUS_PATH", text, "/metrics"),
-        _different("DISABLE_STATS", boolean, "false", "does not open PROMETHEUS_ADDR; /metrics on the debug port remains"),
+        _different("DISABLE_STATS", boolean, "false", "PROMETHEUS_ADDR is not opened; the debug port keeps /metrics"),
         *_unsupported(
             _MAPPER,
             ("PROMETHEUS_MAPPER_YAML", text, ""),
