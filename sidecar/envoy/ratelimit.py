@@ -146,7 +146,7 @@ class _Question:
             self._tell(Answer.ERROR, 0, local=False)
 
     def _respond(self, outcomes: Sequence[LimitOutcome], *, local: bool) -> None:
-        statuses = Statuses(self.asked, outcomes)
+        statuses = Statuses(self.asked, outcomes, quota_mode=self.config.options.quota_mode)
         answer = Answer.OVER_LIMIT if statuses.is_over_limit else Answer.OK
         if self.config.has_extras:
             options = self.config.options

@@ -50,6 +50,8 @@ class Statuses:
     Args:
         asked: The descriptors, in order.
         outcomes: One for each that has a charge, in order.
+        quota_mode: The global one is on; then, as in the reference, a descriptor without a limit is one that is not
+            over its quota.
 
     Attributes:
         fields: A RateLimitResponse's fields; the first is the overall code.
@@ -59,13 +61,17 @@ class Statuses:
 
     __slots__ = ("fields", "is_over_limit", "over_limit")
 
-    def __init__(self, asked: Sequence[Asked], outcomes: Sequence[LimitOutcome]) -> None:
+    def __init__(self, asked: Sequence[Asked], outcomes: Sequence[LimitOutcome], *, quota_mode: bool = False) -> None:
         fields = self.fields = [_OVERALL_OK]
         quota = over_quota = over = taken = 0
         for one in asked:
             limit = one.limit
-            if one.charge is None or limit is None:
-                fields.append(_STATUS_OK if limit is None else _STATUS_UNLIMITED)
+            if limit is None:
+                fields.append(_STATUS_OK)
+                quota += quota_mode
+                continue
+            if one.charge is None:
+                fields.append(_STATUS_UNLIMITED)
                 continue
             outcome = outcomes[taken]
             taken += 1

@@ -108,11 +108,13 @@ def test_the_global_shadow_mode_changes_the_overall_code_only(service):
 
 
 def test_in_the_global_quota_mode_all_limits_refuse_together(service):
-    """As if each limit said quota_mode: true."""
+    """As if each limit said quota_mode: true; what has no limit is not over it, what is unlimited does not count."""
     quota = service(MODES, quota_mode=True)
     quota.ask("a=1")
     assert quota.codes("a=1", "b=1") == "oxo"
     assert quota.codes("a=1", "b=1") == "xxx"
+    assert quota.codes("a=1", "nothing=1") == "oxo"
+    assert quota.codes("a=1", "free=1") == "xxo"
 
 
 LIMITS = """
