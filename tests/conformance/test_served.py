@@ -1,0 +1,82 @@
+"""The product passes its own kit: processes as they are deployed, counted by a real Valkey."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidecar.conformance.cases import FEATURES, MODES, load_kit
+from sidecar.conformance.command import write_configurations
+from sidecar.conformance.grpc_target import GrpcTarget
+from sidecar.conformance.runner import Runner
+from sidecar.demo.processes import Child, free_port
+from tests.support.valkey import ValkeyProcess
+
+KIT = load_kit()
+SETTINGS = {
+    "merged_domains": {"merge_domains": True},
+    "headers": {"response_headers": True},
+    "dynamic_metadata": {"response_dynamic_metadata": True},
+    "global_shadow_mode": {"shadow_mode": True},
+    "global_quota_mode": {"quota_mode": True},
+}
+"""What the policy says so that the service has a feature; it has the others without being told."""
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory):
+    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
+    process.start()
+    yield process
+    process.stop()
+
+
+def answers(url):
+    try:
+        with urllib.request.urlopen(url, timeout=1) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
+def serve(directory: Path, valkey: ValkeyProcess, features: frozenset[str]) -> tuple[Child, str]:
+    """`sidecar serve` with the kit's configurations."""
+    write_configurations([case for case in KIT if case.runs_with(features)], directory / "limits")
+    ratelimit = {"directory": str(directory / "limits")}
+    for feature in features & SETTINGS.keys():
+        ratelimit |= SETTINGS[feature]
+    port, admin = free_port(), free_port()
+    policy = {
+        "server": {"listen": f"127.0.0.1:{port}", "check_timeout": "5s"},
+        "admin": {"listen": f"127.0.0.1:{admin}"},
+        "redis": {"url": valkey.url, "timeout": "3s"},
+        "ratelimit": ratelimit,
+        "audit": {"destination": "none"},
+    }
+    (directory / "policy.yaml").write_text(yaml.safe_dump(policy))
+    command = [sys.executable, "-m", "sidecar", "serve", "--config", directory / "policy.yaml"]
+    child = Child("sidecar", command, directory / "sidecar.log")
+    child.wait_ready(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+    return child, f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize(
+    "features",
+    [frozenset(FEATURES) - MODES, *(frozenset({mode}) for mode in sorted(MODES))],
+    ids=["all", *sorted(MODES)],
+)
+def test_sidecar_serve_conforms(tmp_path, valkey, features):
+    """Every case that these settings are about passes."""
+    child, address = serve(tmp_path, valkey, features)
+    try:
+        with GrpcTarget(address) as target:
+            results = [result for result in Runner(target, features).run(KIT) if result.outcome != "skipped"]
+    finally:
+        child.stop()
+    assert [(result.case.title, result.differences) for result in results if result.differences] == []
+    assert len(results) == sum(case.runs_with(features) for case in KIT) > 0
