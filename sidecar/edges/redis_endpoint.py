@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -102,6 +103,7 @@ class Login:
         self._username = username
         self._password = password
         self._password_file = password_file
+        self._password_signature: tuple[int, int, int] | None = None
         self._tls = tls
         self._database = database
         self._signature = self._signed()
@@ -126,8 +128,10 @@ class Login:
         return tuple(_signature(path) for path in (() if tls is None else (tls.ca, tls.certificate, tls.key)))
 
     def _refresh(self) -> None:
-        if self._password_file is not None:
-            self._password = _read_password(self._password_file) or self._password
+        path = self._password_file
+        if path is not None and (found := _signature(path)) not in {None, self._password_signature}:
+            self._password = _read_password(path) or self._password
+            self._password_signature = found
         tls = self._tls
         if tls is None or (signature := self._signed()) == self._signature:
             return
@@ -139,12 +143,15 @@ class Login:
 
 
 def _signature(path: Path | None) -> tuple[int, int, int] | None:
+    """Another one than before: the file has changed. None where there is no regular file."""
     if path is None:
         return None
     try:
         status = path.stat()
     except OSError:
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return None  # reading a pipe would wait for its writer
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
