@@ -167,7 +167,11 @@ class SentinelDeployment:
         return next(server for server in self.servers if server is not master)
 
     def repair(self) -> None:
-        """Wait until it is again as it was at the start."""
+        """Make the old master the new one's replica, which Sentinels leave for ten seconds; returns once it is."""
+        master = self.master
+        for server in self.servers:
+            if server is not master and server.role() == "master":
+                server.ask("REPLICAOF", "127.0.0.1", master.port)
         wait_until(lambda: {server.role() for server in self.servers} == {"master", "slave"}, "one master", PATIENCE_S)
         wait_until(self._ready, "a watched master with a replica", PATIENCE_S)
 
