@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.selectors import PathParameters, Selector
 
+WARNING_HEADER = "x-ratelimit-warning"
+"""Names the limits above their soft threshold, to the upstream and to the client."""
+
 PATH_SEGMENTS_MAX = 64
 """Deeper paths match no rule: bounds the walk."""
 
@@ -83,6 +86,11 @@ class LimitAnswers:
     x_ratelimit: bool = False
     reference: bool = False
     shadow: bool = False
+
+    @property
+    def ratelimit_alone(self) -> bool:
+        """Whether the headers are the default ones."""
+        return self.ratelimit and not (self.x_ratelimit or self.reference)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
