@@ -222,9 +222,10 @@ class Leases:
             self._wait()
 
     def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LEASE_US / 2 / US_PER_S, self._end_leases)
+        self._timer = asyncio.get_running_loop().call_later(LEASE_US / 2 / US_PER_S, self.end_leases)
 
-    def _end_leases(self) -> None:
+    def end_leases(self) -> None:
+        """Give back what is left of leases whose time has passed; by itself this happens twice in that time."""
         now_us = self._now_us()
         self._timer = None
         self._give_back([key for key, lease in self._held.items() if lease.until_us < now_us or not lease.left])
