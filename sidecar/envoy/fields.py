@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from sidecar.core.decision import REASONS, Challenge, DenyReason
-from sidecar.core.limits import US_PER_S
+from sidecar.core.limits import US_PER_S, Algorithm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,23 +52,51 @@ def seconds_up(microseconds: int) -> int:
     return -(-microseconds // US_PER_S)
 
 
-def ratelimit_name(limit: Limit) -> str:
-    """The limit's name as a structured field string (RFC 9651 section 3.3.3)."""
-    printable = "".join(char if " " <= char <= "~" else "?" for char in limit.name)
+def ratelimit_name(name: str) -> str:
+    """A limit's name as a structured field string (RFC 9651 section 3.3.3)."""
+    printable = "".join(char if " " <= char <= "~" else "?" for char in name)
     return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def ratelimit_policy(limit: Limit) -> str:
-    """The limit's item of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers section 3): quota and window."""
-    return f"{ratelimit_name(limit)};q={limit.requests};w={seconds_up(limit.window_us)}"
+    """The limit's item of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10 section 3): quota and window.
+
+    The calendar's windows differ in length, and concurrency has none: then there is no window.
+    """
+    item = f"{ratelimit_name(limit.name)};q={limit.requests}"
+    if limit.algorithm is Algorithm.CONCURRENCY:
+        return f'{item};qu="concurrent-requests"'
+    return item if limit.calendar is not None else f"{item};w={seconds_up(limit.window_us)}"
+
+
+def names_list(names: Sequence[str]) -> bytes:
+    """Limits' names as a structured field list of strings (RFC 9651 section 3.1)."""
+    return ", ".join([ratelimit_name(name) for name in names]).encode("ascii")
+
+
+def exceeded(outcomes: Sequence[LimitOutcome]) -> list[LimitOutcome]:
+    """Those of the limits that deny."""
+    return [outcome for outcome in outcomes if not (outcome.allowed or outcome.limit.shadow)]
+
+
+def tightest(outcomes: Sequence[LimitOutcome]) -> LimitOutcome:
+    """The one with the least left; of several, the one that takes longest to be whole again."""
+    return min(outcomes, key=lambda outcome: (outcome.remaining, -reset_seconds(outcome)))
+
+
+def as_reference_chooses(outcomes: Sequence[LimitOutcome]) -> LimitOutcome:
+    """The last one that denies; where none does, the first with the least left."""
+    denying = exceeded(outcomes)
+    return denying[-1] if denying else min(outcomes, key=lambda outcome: outcome.remaining)
 
 
 def reset_seconds(outcome: LimitOutcome) -> int:
-    """The `t` of `RateLimit` (same draft, section 4): until the limit is whole again, never before `Retry-After`."""
-    after_us = outcome.reset_after_us
-    if after_us < outcome.retry_after_us:  # noqa: PLR1730 - max() would cost 0.1 us
-        after_us = outcome.retry_after_us
-    return -(-after_us // US_PER_S)
+    """The `t` of `RateLimit` (same draft, section 4): until the same request would pass, where it was denied.
+
+    Otherwise until the limit is whole again, which is also when there is nothing to say of a denial. `Retry-After` is
+    never earlier than the `t` of a limit that denied, as the draft asks for.
+    """
+    return -(-(outcome.retry_after_us if outcome.retry_after_us > 0 else outcome.reset_after_us) // US_PER_S)
 
 
 def retry_after(outcomes: Sequence[LimitOutcome]) -> int | None:
@@ -76,7 +104,7 @@ def retry_after(outcomes: Sequence[LimitOutcome]) -> int | None:
 
     None when none denied, or when one never will: then no wait helps, and none is promised.
     """
-    denied = [outcome.retry_after_us for outcome in outcomes if not outcome.allowed]
+    denied = [outcome.retry_after_us for outcome in exceeded(outcomes)]
     if not denied or min(denied) < 0:
         return None
     return max(1, seconds_up(max(denied)))

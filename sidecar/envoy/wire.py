@@ -17,6 +17,10 @@ OVERWRITE: Final = b"\x12\x00\x18\x02"
 """HeaderValueOption.append = false and append_action = OVERWRITE_IF_EXISTS_OR_ADD: always both, always in agreement."""
 
 
+SET: Final = 0x12
+"""OkHttpResponse.headers, which the upstream gets, and DeniedHttpResponse.headers, which the client gets."""
+
+
 def varint(number: int) -> bytes:
     """A non-negative number in base 128, least significant group first."""
     if number < 128:
