@@ -33,6 +33,7 @@ async def test_a_failover_is_noticed_while_the_old_master_answers(sentinel):
         assert store.counts.topology_changes + store.connection.connects_total >= 2
         assert store.detail()["server"] == str(store.connection.endpoint)
         await until(lambda: old.ask("CLIENT", "LIST").count("name=sidecar ") == 0)
+        await asyncio.to_thread(sentinel.repair)
 
 
 async def test_a_replica_is_never_charged(sentinel):
