@@ -25,10 +25,11 @@ from sidecar.core.selectors import (
     PathParameterSelector,
     Selector,
 )
+from sidecar.policy.calendars import load_calendar
 from sidecar.policy.compile_issuers import claim_path
 from sidecar.policy.durations import parse as parse_duration
 from sidecar.policy.durations import render as render_duration
-from sidecar.policy.fields import parse_header, parse_percent, parse_rate, parse_time_zone
+from sidecar.policy.fields import parse_header, parse_percent, parse_rate
 from sidecar.policy.limit_sections import CostFrom
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class _LimitCompiler:
             self._fault((*where, "burst"), f"it is not for {algorithm}", "algorithm: gcra, or leave the key out")
         if rate.calendar is not None:
             period = Period(rate.calendar)
-            calendar = Calendar(period, rate.time_zone, parse_time_zone(rate.time_zone))
+            calendar = load_calendar(period, rate.time_zone)
             return _Figures(rate.requests, PERIOD_US[period], 0, calendar)
         window_us = parse_duration(rate.window) if rate.window is not None else WINDOW_US_MIN
         if rate.burst is not None and rate.burst * window_us > rate.requests * WINDOW_US_MAX:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
 from sidecar.core.bindings import CostSource
 from sidecar.core.rules import (
+    WARNING_HEADER,
     ExactPath,
     HeaderMatch,
     LimitAnswers,
@@ -72,7 +73,10 @@ class RuleCompiler:
         self._forward_default = bool(upstream.forward_credential)
         self._limit_answers = _limit_answers(document.answers)
         sections = (upstream, *(rule.upstream for rule in document.rules))
-        self._identity_headers = identity_headers(name for section in sections for name in section.headers)
+        names = [name for section in sections for name in section.headers]
+        if any(limit.warn_at is not None for limit in document.limits.values()):
+            names.append(WARNING_HEADER)
+        self._identity_headers = identity_headers(names)
 
     def table(self) -> RuleTable:
         """The table of all rules that are right; names are taken to be unique, and known (see `references`)."""

@@ -15,15 +15,15 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic_core import core_schema
 
+from sidecar.core.calendars import Period
 from sidecar.core.paths import METHODS, PathFault, canonical, canonical_host
 from sidecar.core.rules import PATH_SEGMENTS_MAX, is_parameter
 from sidecar.policy import durations
+from sidecar.policy.calendars import load_calendar
 from sidecar.policy.faults import Wrong, did_you_mean, shown
 from sidecar.transport.service import Address, TcpAddress, UnixAddress
 
 if TYPE_CHECKING:
-    from zoneinfo import ZoneInfo
-
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
@@ -352,15 +352,16 @@ def parse_percent(text: str) -> int:
     return int(text[:-1])
 
 
-def parse_time_zone(text: str) -> ZoneInfo:
-    """A time zone by its IANA name."""
-    from zoneinfo import ZoneInfo, available_timezones  # noqa: PLC0415 - most policies name no zone
-
+def parse_time_zone(text: str) -> str:
+    """A time zone's IANA name."""
     try:
-        return ZoneInfo(text)
-    except (KeyError, OSError, ValueError):
-        accepted = did_you_mean(text, available_timezones(), "time zones")
-        raise Wrong(f"{shown(text)} is not a time zone", f"an IANA name such as Europe/Berlin; {accepted}") from None
+        load_calendar(Period.DAY, text)
+    except ValueError:
+        from zoneinfo import available_timezones  # noqa: PLC0415 - it is slow, and most policies name no zone
+
+        hint = did_you_mean(text, available_timezones(), "time zones")
+        raise Wrong(f"{shown(text)} is not a time zone", f"an IANA name such as Europe/Berlin; {hint}") from None
+    return text
 
 
 def parse_rate(text: str) -> tuple[int, int]:
