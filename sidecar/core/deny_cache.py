@@ -68,6 +68,7 @@ class DenyCache:
         denials_max: When so many are remembered, the one that ends soonest makes room.
 
     Attributes:
+        keys: The storage keys of which something is remembered, whether or not it still holds.
         hits_total: Charges that were denied from memory.
         evicted_total: Denials pushed out for want of room.
     """
@@ -75,6 +76,7 @@ class DenyCache:
     def __init__(self, denials_max: int = DENIALS_MAX) -> None:
         self._denials_max = denials_max
         self._denials: dict[bytes, _Denial] = {}
+        self.keys = self._denials.keys()
         self._ends: list[tuple[int, bytes]] = []
         self._freed: dict[bytes, int] = {}
         self._all_freed_us = -1

@@ -57,6 +57,7 @@ class Handover:
 
     Attributes:
         active: Whether anything is owed.
+        keys: The storage keys of the counters that are owed.
         handed_total: Cost that was counted in Redis afterwards.
         lost_total: Cost that was not, or maybe not: its fate is unknown, or there was no room for it.
     """
@@ -74,6 +75,7 @@ class Handover:
         self._on_active = on_active
         self._owed_max = owed_max
         self._owed: dict[bytes, Charge] = {}
+        self.keys = self._owed.keys()
         self._width = 1
         self._looking = 0
         self._failed = False

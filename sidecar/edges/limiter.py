@@ -84,6 +84,8 @@ class Limiter:
         self.hot_keys = HotKeys(now_us(), sample_every=SAMPLE_EVERY)
         self.denials = DenyCache(denials_max)
         self.handover = Handover(store, local, on_active=self._engage)
+        self._remembered = self.denials.keys
+        self._owed = self.handover.keys
         self.leases = Leases(store, now_us, on_returned=self._freed)
         self.local: LimitStore = _Local(self.handover, self._overrides)
 
@@ -100,14 +102,24 @@ class Limiter:
         self._until_sample -= 1
         if self._until_sample <= 0:
             self._sample(charges)
-        if not self.engaged and not self._overrides.active:
+        if self._overrides.active:
+            self._charge(charges, deadline, done)
+            return
+        # two loops instead of one and a call: 0.1 us while nothing is remembered or owed, 0.3 us while something is
+        if self.engaged:
+            remembered, owed = self._remembered, self._owed
+            for charge in charges:
+                limit = charge.limit
+                key = charge.key + limit.key_suffix
+                if charge.op or limit.lease or key in remembered or key in owed:
+                    self._charge(charges, deadline, done)
+                    return
+        else:
             for charge in charges:
                 if charge.op or charge.limit.lease:
-                    break
-            else:
-                self._store.charge(charges, deadline, done)
-                return
-        self._charge(charges, deadline, done)
+                    self._charge(charges, deadline, done)
+                    return
+        self._store.charge(charges, deadline, done)
 
     def _sample(self, charges: Sequence[Charge]) -> None:
         self._until_sample = SAMPLE_EVERY
