@@ -185,8 +185,8 @@ class DescriptorLimit:
             over = hits
             if outcome.source is Source.REMEMBERED:
                 stats.over_limit_with_local_cache += hits
-            elif self.limit is not None and self.limit.count_denied and outcome.used > self.limit.requests:
-                over = self._over(stats, hits, outcome.used, self.limit.requests)
+            elif outcome.limit.count_denied and outcome.used > outcome.limit.requests:
+                over = self._over(stats, hits, outcome.used, outcome.limit.requests)
             stats.over_limit += over
             if self.shadow_mode:
                 stats.shadow_mode += over
@@ -458,6 +458,7 @@ class RateLimitConfig:
         domains: By name.
         options: Of the whole service.
         warnings: What is loaded and surely not meant so, for the log: one line each, with file and line.
+        is_empty_on_purpose: No domain is what was configured: every request is within its limits.
         by_wire_name: The domains by their names' UTF-8.
         has_extras: An answer may be more than its statuses.
         stats: By domain and limit, for the collector of metrics; limits whose paths read the same share one.
@@ -466,6 +467,7 @@ class RateLimitConfig:
     domains: Mapping[str, Domain]
     options: RateLimitOptions = field(default_factory=RateLimitOptions)
     warnings: tuple[str, ...] = ()
+    is_empty_on_purpose: bool = False
     by_wire_name: Mapping[bytes, Domain] = field(init=False)
     has_extras: bool = field(init=False)
     stats: dict[tuple[str, str], LimitStats] = field(init=False, default_factory=dict)

@@ -7,7 +7,7 @@ A request that cannot be decided ends in a gRPC error, which Envoy turns into "a
 
     INVALID_ARGUMENT     not a RateLimitRequest; no domain; no descriptor, or more than DESCRIPTORS_MAX; an override
                          whose unit is not known or whose window is too long; not a reservation's name
-    FAILED_PRECONDITION  not one domain is configured
+    FAILED_PRECONDITION  no configuration was loaded yet
     UNAVAILABLE          the counters cannot be read, where the policy says `error`
 """
 
@@ -244,7 +244,7 @@ class RateLimitService:
             settlement = _Settlement(self, question.call, question.config, question.started)
             settlement.settle(self._settling.charges(policy.held_limits, descriptors, hits))
             return settlement
-        if not question.config.domains:
+        if not question.config.domains and not question.config.is_empty_on_purpose:
             raise InvalidRequest("no rate limit configuration loaded", Status.FAILED_PRECONDITION)
         question.name = name.decode()
         question.hits = hits

@@ -48,16 +48,23 @@ class CompiledDocument:
     limits: Mapping[str, LimitBinding] = field(default_factory=dict)
 
 
-def load(path: Path, generation: int) -> CompiledDocument:
+def load(path: Path, generation: int, resources: tuple[Source, ...] | None = None) -> CompiledDocument:
     """Read, validate and compile a policy file.
+
+    Args:
+        path: The file.
+        generation: Of the policy.
+        resources: What `ratelimit.xds` sent; None: nothing yet.
 
     Raises:
         PolicyError: With every fault of the file and of those that it names, in the order of their lines.
     """
-    return compile_source(read(path), path.parent, generation)
+    return compile_source(read(path), path.parent, generation, resources)
 
 
-def compile_source(source: Source, directory: Path, generation: int) -> CompiledDocument:
+def compile_source(
+    source: Source, directory: Path, generation: int, resources: tuple[Source, ...] | None = None
+) -> CompiledDocument:
     """The same for a document that was read already; relative paths are relative to `directory`.
 
     Raises:
@@ -71,7 +78,7 @@ def compile_source(source: Source, directory: Path, generation: int) -> Compiled
     issuers = compile_issuers(validated, files)
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, issuers, limits).table()
-    ratelimit = compile_ratelimit(validated, files)
+    ratelimit = compile_ratelimit(validated, files, resources)
     if validated.faults:
         raise PolicyError(validated.faults)
     policy = Policy(

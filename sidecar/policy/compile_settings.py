@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.policy.compile_redis import compile_redis
 from sidecar.policy.durations import seconds
 from sidecar.policy.fields import parse_address
+from sidecar.policy.ratelimit_section import compile_xds
 from sidecar.policy.settings import Settings
 from sidecar.policy.tls_files import check_authorities, check_key_pair
 from sidecar.transport.service import Address, ServerLimits, TlsFiles, UnixAddress
@@ -41,7 +42,8 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
         drain_grace_s=seconds(server.drain_grace),
         admin=parse_address(document.admin.listen),
         redis=compile_redis(validated, files, redis) if redis is not None else None,
-        ratelimit_directory=str(files.path(ratelimit.directory)) if ratelimit is not None else None,
+        ratelimit_directory=str(files.path(ratelimit.directory)) if ratelimit and ratelimit.directory else None,
+        xds=compile_xds(validated, files),
         local_share=document.local_share,
         audit=audit if isinstance(audit, str) else str(files.path(audit.file)),
         log_level=document.log.level,

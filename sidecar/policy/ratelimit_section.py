@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from sidecar.core.descriptor_stats import NEAR_LIMIT_RATIO
 from sidecar.core.descriptors import Counting, HeaderNames, RateLimitConfig, RateLimitOptions
 from sidecar.core.limits import REQUESTS_MAX, Algorithm, OnFailure
 from sidecar.policy import durations
-from sidecar.policy.faults import PolicyError
+from sidecar.policy.faults import PolicyError, Wrong
 from sidecar.policy.fields import Between, Duration, HeaderName, Text
 from sidecar.policy.model import BY_KIND, FLAG, MAPPING, TEXT, FailureChoice, Model
-from sidecar.policy.ratelimit_files import load_directory
+from sidecar.policy.ratelimit_files import load_directory, load_sources
+from sidecar.policy.settings import XDS_MESSAGE_BYTES_MAX, XdsSettings, XdsTlsFiles
+from sidecar.policy.tls_files import check_authorities, check_key_pair
 
 if TYPE_CHECKING:
     from sidecar.policy.files import Files
     from sidecar.policy.validate import Validated
+    from sidecar.policy.yaml import PathParts, Source
 
 ALGORITHMS_MAX = 256
 
@@ -68,12 +71,69 @@ class RateLimitHeaders(Model):
     )
 
 
-class RateLimitSection(Model):
-    """The rate limit service for Envoy's ratelimit filter."""
+class XdsTls(Model):
+    """TLS to the xDS server."""
 
-    directory: Text = Field(
+    ca: Text | None = Field(
+        None, description="PEM file with the authorities to trust; gRPC's own without it.", examples=["tls/xds-ca.pem"]
+    )
+    certificate: Text | None = Field(
+        None, description="PEM file with a client certificate; needs `key`.", examples=["tls/xds.crt"]
+    )
+    key: Text | None = Field(None, description="PEM file with the client certificate's key.", examples=["tls/xds.key"])
+    server_name: Text | None = Field(
+        None, description="The name that the server's certificate must have; the host without it.", examples=["xds"]
+    )
+
+
+class RateLimitXds(Model):
+    """An xDS server (ADS, state of the world) that sends `ratelimit.config.ratelimit.v3.RateLimitConfig`."""
+
+    server: Text = Field(description="`host:port`.", examples=["xds.internal:18000"])
+    node_id: Text = Field("default", description="What the server keeps configurations by.", examples=["shop"])
+    node_metadata: dict[Text, str] = Field(
+        {}, max_length=64, description="Sent along with the node's id.", examples=[{"region": "eu"}]
+    )
+    tls: XdsTls | None = Field(None, description="TLS; cleartext without it.", examples=[{"ca": "tls/xds-ca.pem"}])
+    header_files: dict[HeaderName, Text] = Field(
+        {},
+        max_length=64,
+        description="Headers sent along, such as for authorization: by name, a file with the value.",
+        examples=[{"authorization": "secrets/xds-authorization"}],
+    )
+    message_bytes_max: int = Field(
+        XDS_MESSAGE_BYTES_MAX,
+        ge=1024,
+        le=1024 * 1024 * 1024,
+        description="Longest response that is read.",
+        examples=[1048576],
+    )
+    retry: Annotated[Duration, Between("1ms", "1h")] = Field(
+        "1s", description="The first pause after a server that could not be asked; later ones double.", examples=["3s"]
+    )
+    backoff: Annotated[Duration, Between("1ms", "1h")] = Field(
+        "1s", description="The first pause after a stream that broke; later ones double.", examples=["10s"]
+    )
+    backoff_max: Annotated[Duration, Between("1ms", "1d")] = Field(
+        "60s", description="The longest pause.", examples=["60s"]
+    )
+
+
+class RateLimitSection(Model):
+    """The rate limit service for Envoy's ratelimit filter. Its limits come from `directory` or from `xds`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["directory"]}, {"required": ["xds"]}]})
+
+    directory: Text | None = Field(
+        None,
         description="Directory of configuration files as envoyproxy/ratelimit reads them, one domain each.",
         examples=["./ratelimit"],
+    )
+    xds: RateLimitXds | None = Field(
+        None,
+        description="An xDS server, instead of a directory. What it sent last is in use while it is away. Changes need "
+        "a restart.",
+        examples=[{"server": "xds.internal:18000"}],
     )
     files: Literal["yaml", "visible", "all"] = Field(
         "yaml",
@@ -141,12 +201,30 @@ class RateLimitSection(Model):
         examples=[{"shop": "sliding_window", "shop/path_/orders*.user": "gcra"}],
     )
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.directory is None) == (self.xds is None):
+            both = self.xds is not None
+            message = "directory and xds are given together" if both else "it does not say where limits come from"
+            raise Wrong(message, "exactly one of directory, xds")
+        return self
 
-def compile_ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
-    """The rate limit service's domains; what is wrong is added to the faults."""
+
+def compile_ratelimit(
+    validated: Validated, files: Files, resources: tuple[Source, ...] | None = None
+) -> RateLimitConfig:
+    """The rate limit service's domains; what is wrong is added to the faults.
+
+    Args:
+        validated: The policy.
+        files: Finds the directory.
+        resources: What the xDS server sent; None: nothing yet.
+    """
     section = validated.document.ratelimit
     if section is None:
         return RateLimitConfig({})
+    if section.directory is None:
+        return _from_resources(validated, ratelimit_options(section), resources)
     path = files.path(section.directory)
     if not path.is_dir() and (section.required or path.exists()):
         validated.fault(("ratelimit", "directory"), f"{path} is not a directory", "a directory of YAML files")
@@ -156,6 +234,54 @@ def compile_ratelimit(validated: Validated, files: Files) -> RateLimitConfig:
     except PolicyError as error:
         validated.faults += error.faults
         return RateLimitConfig({})
+
+
+def _from_resources(
+    validated: Validated, options: RateLimitOptions, resources: tuple[Source, ...] | None
+) -> RateLimitConfig:
+    if resources is None:
+        return RateLimitConfig({})
+    try:
+        config = load_sources(resources, options, "xds")
+    except PolicyError as error:
+        validated.faults += error.faults
+        return RateLimitConfig({})
+    config.is_empty_on_purpose = not config.domains
+    return config
+
+
+def compile_xds(validated: Validated, files: Files) -> XdsSettings | None:
+    """The xDS server; what is wrong is added to the faults."""
+    section = validated.document.ratelimit
+    if section is None or section.xds is None:
+        return None
+    xds, where = section.xds, ("ratelimit", "xds")
+    headers = ((name, files.secret((*where, "header_files", name), file)) for name, file in xds.header_files.items())
+    return XdsSettings(
+        server=xds.server,
+        node_id=xds.node_id,
+        node_metadata=tuple(xds.node_metadata.items()),
+        tls=_xds_tls(validated, files, (*where, "tls"), xds.tls) if xds.tls is not None else None,
+        headers=tuple((name, secret) for name, secret in headers if secret is not None),
+        message_bytes_max=xds.message_bytes_max,
+        retry_s=durations.seconds(xds.retry),
+        backoff_s=durations.seconds(xds.backoff),
+        backoff_s_max=durations.seconds(xds.backoff_max),
+    )
+
+
+def _xds_tls(validated: Validated, files: Files, where: PathParts, tls: XdsTls) -> XdsTlsFiles:
+    if (tls.certificate is None) != (tls.key is None):
+        validated.fault(where, "certificate and key are not given together", "both, or neither")
+    found = XdsTlsFiles(
+        ca=files.optional((*where, "ca"), tls.ca),
+        certificate=files.optional((*where, "certificate"), tls.certificate),
+        key=files.optional((*where, "key"), tls.key),
+        server_name=tls.server_name or "",
+    )
+    check_authorities(validated, (*where, "ca"), found.ca)
+    check_key_pair(validated, where, found.certificate, found.key)
+    return found
 
 
 def ratelimit_options(section: RateLimitSection) -> RateLimitOptions:

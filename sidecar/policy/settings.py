@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from sidecar.core.secret import Secret
@@ -68,6 +68,48 @@ class RedisSettings(RedisServers):
     per_second: RedisServers | None = None
 
 
+XDS_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of a response, unless another bound is set: gRPC's own default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XdsTlsFiles:
+    """TLS to an xDS server: PEM files, read anew for each connection.
+
+    `ca` None trusts gRPC's authorities, `server_name` "" means the host.
+    """
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    server_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XdsSettings:
+    """Which xDS server the rate limits come from, as whom it is asked. Times in seconds.
+
+    Attributes:
+        server: `host:port`, or what else gRPC connects to.
+        tls: None: cleartext.
+        headers: Sent with the stream; the values are secrets.
+        message_bytes_max: A longer response ends the stream.
+        retry_s: The first pause after a server that could not be asked.
+        backoff_s: The first pause after a stream that had brought something.
+        backoff_s_max: The longest pause.
+    """
+
+    server: str
+    node_id: str
+    node_metadata: tuple[tuple[str, str], ...] = ()
+    tls: XdsTlsFiles | None = None
+    headers: tuple[tuple[str, Secret], ...] = ()
+    message_bytes_max: int = XDS_MESSAGE_BYTES_MAX
+    retry_s: float = 1.0
+    backoff_s: float = 1.0
+    backoff_s_max: float = 60.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the process runs. Times in seconds.
@@ -88,6 +130,7 @@ class Settings:
     admin: Address
     redis: RedisSettings | None
     ratelimit_directory: str | None
+    xds: XdsSettings | None
     local_share: float
     audit: str
     log_level: Literal["debug", "info", "warning", "error"]
