@@ -19,6 +19,7 @@ from sidecar.envoy.wire import delimited, struct_key, struct_list, struct_number
 
 if TYPE_CHECKING:
     from sidecar.core.descriptors import DescriptorLimit, HeaderNames, RateLimitOptions
+    from sidecar.core.limits import Limit
     from sidecar.envoy.pb.ratelimit_descriptor_pb2 import RateLimitDescriptor
 
 _FIELDS_KEPT: Final = 4096
@@ -31,6 +32,7 @@ _OVERALL_OK: Final = b"\x08\x01"
 _OVERALL_OVER_LIMIT: Final = b"\x08\x02"
 _STATUS_OK: Final = delimited(_STATUSES, b"\x08\x01")
 _STATUS_UNLIMITED: Final = delimited(_STATUSES, b"\x08\x01\x18" + varint(REQUESTS_MAX))
+_HEADS: Final = tuple(bytes((_STATUSES, size)) for size in range(128))
 _HELD_STATUS: Final = b"\x08\x01"
 
 _DOMAIN: Final = struct_key("domain")
@@ -54,7 +56,7 @@ class Statuses:
             over its quota.
 
     Attributes:
-        fields: A RateLimitResponse's fields; the first is the overall code.
+        fields: What a RateLimitResponse is joined of; the first is the overall code.
         is_over_limit: As a whole.
         over_limit: How many of the statuses are.
     """
@@ -64,6 +66,7 @@ class Statuses:
     def __init__(self, asked: Sequence[Asked], outcomes: Sequence[LimitOutcome], *, quota_mode: bool = False) -> None:
         fields = self.fields = [_OVERALL_OK]
         quota = over_quota = over = taken = 0
+        reset_us, until_reset = 0, b""  # of the status before; limits with equal windows end together
         for one in asked:
             limit = one.limit
             if limit is None:
@@ -76,7 +79,17 @@ class Statuses:
             outcome = outcomes[taken]
             taken += 1
             is_over = not outcome.allowed and not limit.shadow_mode
-            fields.append(_status(limit, outcome, is_over))
+            if outcome.reset_after_us != reset_us:
+                reset_us = outcome.reset_after_us
+                until_reset = _until_reset(-(-reset_us // US_PER_S))
+            begin = limit.encoded
+            if begin is None or outcome.limit is not limit.limit:  # its key has another figure of its own
+                begin = _encode(limit, outcome.limit)
+            status = begin[is_over] + _remaining(outcome.remaining) + until_reset
+            if len(status) < 128:
+                fields += (_HEADS[len(status)], status)
+            else:
+                fields.append(delimited(_STATUSES, status))
             if is_over:
                 over += 1
             if limit.quota_mode:
@@ -97,14 +110,6 @@ class Statuses:
         return b"".join(self.fields)
 
 
-def _status(limit: DescriptorLimit, outcome: LimitOutcome, is_over: bool) -> bytes:
-    encoded = limit.encoded
-    if encoded is None:
-        encoded = limit.encoded = _encode(limit)
-    status = encoded[is_over] + _remaining(outcome.remaining) + _until_reset(-(-outcome.reset_after_us // US_PER_S))
-    return delimited(_STATUSES, status)
-
-
 @lru_cache(maxsize=_FIELDS_KEPT)
 def _remaining(requests: int) -> bytes:
     return b"\x18" + varint(requests) if requests else b""
@@ -115,19 +120,22 @@ def _until_reset(seconds: int) -> bytes:
     return delimited(0x22, b"\x08" + varint(seconds)) if seconds else b""
 
 
-def _encode(limit: DescriptorLimit) -> tuple[bytes, bytes]:
+def _encode(limit: DescriptorLimit, applied: Limit) -> tuple[bytes, bytes]:
     """What all statuses of a limit begin with, while within and while over it: code and current_limit."""
-    if limit.limit is None or limit.unit is None:
+    if limit.unit is None:
         raise AssertionError("an unlimited descriptor has no current_limit")
     current = RateLimitResponse.RateLimit(
-        requests_per_unit=limit.limit.requests,
+        requests_per_unit=applied.requests,
         unit=RateLimitResponse.RateLimit.Unit.Name(limit.unit),
         name=limit.name,
     )
     if limit.unit_multiplier != 1:
         current.unit_multiplier.value = limit.unit_multiplier
     field = delimited(0x12, current.SerializeToString())
-    return b"\x08\x01" + field, b"\x08\x02" + field
+    encoded = b"\x08\x01" + field, b"\x08\x02" + field
+    if applied is limit.limit:
+        limit.encoded = encoded
+    return encoded
 
 
 def settled(remaining: Sequence[int]) -> bytes:
