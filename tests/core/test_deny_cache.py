@@ -70,7 +70,7 @@ class History:
         self.store, self.cache = Store(), DenyCache(denials_max=8)
         self.from_memory = 0
         self.taken: dict[bytes, int] = {}
-        self.taken_when_denied: dict[bytes, int] = {}
+        self.taken_when_denied: dict[tuple[bytes, int], int] = {}
 
     def charge(self):
         random = self.random
@@ -90,7 +90,7 @@ class History:
         verdict = self.take(charge)
         self.pass_time(2_000)
         if not verdict.allowed:
-            self.taken_when_denied[charge.storage_key] = self.taken.get(charge.storage_key, 0)
+            self.taken_when_denied[charge.storage_key, charge.cost] = self.taken.get(charge.storage_key, 0)
             self.cache.remember([charge], verdict.outcomes, asked_us, self.store.now_us)
 
     def check(self, charge, known):
