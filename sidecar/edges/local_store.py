@@ -83,6 +83,11 @@ class LocalStore:
         """Counters that are kept."""
         return len(self._open) + len(self._exhausted)
 
+    @property
+    def parts(self) -> int:
+        """Log entries and holds that are kept."""
+        return self._parts
+
     def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         """Decide all charges together, then call `done`, before this returns."""
         del deadline  # it takes no time

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.algorithms.account import State
 from sidecar.core.algorithms.decide import decide
 from sidecar.core.limits import (
     HOLDS_MAX,
@@ -23,6 +22,9 @@ from sidecar.core.limits import (
     Op,
 )
 from tests.support.limit_strategies import charges_of, limits
+
+if TYPE_CHECKING:
+    from sidecar.core.algorithms.account import State
 
 W = 60_000_000
 T0 = 1_800_000_000 * 1_000_000
@@ -317,7 +319,7 @@ def test_a_refund_never_mints_credit(data: st.DataObject, limit: Limit) -> None:
 
 @pytest.mark.parametrize(("algorithm", "left"), [(SLIDING, 3), (FIXED, 0), (GCRA, 2), (LOG, 3), (CONCURRENCY, 3)])
 def test_what_a_refund_gives_back(algorithm: Algorithm, left: int) -> None:
-    """The newest first: sliding from the current bucket, then the last; a log its newest entries; a lease the oldest."""
+    """The newest first: of a sliding window from the current bucket, then the last. Of leases the oldest."""
     counting, limit = Counting(), limit_of(10, algorithm=algorithm, hold_us=2 * W if algorithm is CONCURRENCY else 0)
     counting.does(Op.FORCE, limit, 6)
     counting.now_us += {GCRA: W // 10, LOG: W - 1}.get(algorithm, W)

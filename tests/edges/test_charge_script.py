@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis
@@ -11,15 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.algorithms.account import State
-from sidecar.core.algorithms.decide import decide
+from sidecar.core.algorithms.decide import Decided, decide
 from sidecar.core.algorithms.gcra import GcraState
 from sidecar.core.algorithms.holds import Hold
 from sidecar.core.algorithms.sliding_log import LogState
 from sidecar.core.algorithms.windows import FixedState, SlidingState
-from sidecar.core.limits import REQUESTS_MAX, WINDOW_US_MAX, Algorithm, Charge, Limit, Op
+from sidecar.core.calendars import Calendar, Period
+from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge, Limit, Op
 from sidecar.edges.charge_command import pack_charge
 from sidecar.edges.scripts import charge_script
-from tests.support.limit_strategies import T0_US, charges_of, counts, limits, windows_us
+from tests.support.limit_strategies import T0_US, charges_of, limits
 
 SETTINGS = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -32,11 +35,12 @@ class Script:
         self._sha = client.script_load(charge_script())
 
     def charge(self, charges: list[Charge], now_us: int | None) -> list[int]:
+        if now_us is None:
+            return self.call(charges, [pack_charge(charge) for charge in charges], b"")
+        return self.call(charges, [pack_charge(charge, lambda: now_us) for charge in charges], b"%d" % now_us)
+
+    def call(self, charges: list[Charge], arguments: list[bytes], clock: bytes) -> list[int]:
         keys = [charge.storage_key for charge in charges]
-        clock = b"" if now_us is None else b"%d" % now_us
-        arguments = [
-            pack_charge(charge) if now_us is None else pack_charge(charge, lambda: now_us) for charge in charges
-        ]
         reply: Any = self.client.evalsha(self._sha, len(keys), *keys, clock, *arguments)
         return [number for numbers in reply for number in numbers]
 
@@ -44,6 +48,15 @@ class Script:
         """What is stored, as the oracle has it."""
         raw: Any = self.client.get(charge.storage_key)
         return None if raw is None else State(*_read(charge.limit.algorithm, raw))
+
+
+def _numbers(decided: Decided) -> list[int]:
+    """What the oracle says, as the script does."""
+    return [
+        number
+        for o in decided.outcomes
+        for number in (int(o.allowed), o.used, o.remaining, o.retry_after_us, o.reset_after_us)
+    ]
 
 
 def _read(algorithm: Algorithm, raw: bytes) -> tuple[Any, tuple[Hold, ...]]:
@@ -98,12 +111,7 @@ class BothSides:
     def charge(self, charges: list[Charge]) -> None:
         decided = decide(charges, self.now_us, self.states.get)
         self.states.update((write.key, write.state) for write in decided.writes)
-        expected = [
-            number
-            for o in decided.outcomes
-            for number in (int(o.allowed), o.used, o.remaining, o.retry_after_us, o.reset_after_us)
-        ]
-        assert self.script.charge(charges, self.now_us) == expected
+        assert self.script.charge(charges, self.now_us) == _numbers(decided)
         for charge in charges:
             assert self.script.state(charge) == _comparable(self.states.get(charge.storage_key))
 
@@ -142,38 +150,98 @@ def test_script_agrees_with_oracle_step_by_step(
         both.charge([Charge(limit, b"k", cost, op, data.draw(st.integers(0, 6)))])
 
 
+PROBE = Charge(Limit(name="p", requests=0, window_us=WINDOW_US_MAX, algorithm=Algorithm.FIXED_WINDOW), b"p", 0)
+"""Its reset tells what time it is on the server, to the microsecond."""
+
+
 @SETTINGS
-@given(st.data(), st.integers(1, REQUESTS_MAX), windows_us)
-def test_waiting_exactly_as_told_passes(script: Script, data: st.DataObject, requests: int, window_us: int) -> None:
+@given(
+    st.data(),
+    st.lists(limits(requests=st.integers(0, 9), windows=st.integers(1_000, 5_000)), min_size=1, max_size=2),
+    st.integers(20, 40),
+)
+def test_script_agrees_with_oracle_on_the_servers_time(
+    script: Script, data: st.DataObject, some: list[Limit], decisions: int
+) -> None:
+    """What comes of charges is the same on Redis's own clock, while windows and holds pass and counters expire."""
+    script.client.flushall()
+    states: dict[bytes, State] = {}
+    charges = charges_of(some, st.integers(0, 3))
+    for _ in range(decisions):
+        some_charges = [PROBE, *data.draw(st.lists(charges, min_size=1, max_size=2))]
+        seconds, _ = script.client.time()
+        reply = script.charge(some_charges, None)
+        ends_us = (seconds * 1_000_000 // WINDOW_US_MAX + 1) * WINDOW_US_MAX
+        decided = decide(some_charges, ends_us - reply[4], states.get)
+        states.update((write.key, write.state) for write in decided.writes)
+        assert reply == _numbers(decided)
+
+
+@SETTINGS
+@given(st.data(), limits(requests=st.integers(1, 20)))
+def test_waiting_exactly_as_told_passes(script: Script, data: st.DataObject, limit: Limit) -> None:
     """In Redis, too, a denied charge passes after exactly retry_after_us, and not one microsecond earlier."""
     script.client.flushall()
-    limit = Limit(name="l", requests=requests, window_us=window_us)
-    now_us = T0
-    for _ in range(6):
-        now_us += data.draw(st.integers(0, window_us))
-        cost = data.draw(st.integers(1, requests))
-        allowed, _, _, retry_after_us, _ = script.charge([Charge(limit, b"k", cost)], now_us)
-        if not allowed:
-            charge = [Charge(limit, b"k", cost)]
-            assert script.charge(charge, now_us + retry_after_us - 1)[0] == 0
-            assert script.charge(charge, now_us + retry_after_us)[0] == 1
-            return
+    now_us = T0_US
+    steps = st.tuples(st.integers(0, limit.window_us), charges_of([limit], st.integers(0, limit.capacity)))
+    for step, charge in data.draw(st.lists(steps, max_size=12)):
+        now_us += step
+        allowed, _, _, retry_after_us, _ = script.charge([charge], now_us)
+        if not allowed and not limit.count_denied:
+            now_us += retry_after_us
+            assert script.charge([charge], now_us - 1)[0] == 0
+            assert script.charge([charge], now_us)[0] == 1
 
 
 @pytest.mark.parametrize("algorithm", list(Algorithm))
-def test_counters_expire_when_they_no_longer_matter(script: Script, algorithm: Algorithm) -> None:
-    """A counter lives exactly as long as it matters, and at most two milliseconds more; a peek leaves nothing."""
-    limit = Limit(name="l", requests=3, window_us=3_600_000_000, algorithm=algorithm)
+@pytest.mark.parametrize("hold_us", [0, 9_000_000_000])
+def test_counters_expire_when_they_no_longer_matter(script: Script, algorithm: Algorithm, hold_us: int) -> None:
+    """A counter lives as long as it and its holds matter, and at most two milliseconds more; a peek leaves nothing."""
+    limit = Limit(name="l", requests=30, window_us=3_600_000_000, algorithm=algorithm, hold_us=hold_us)
     script.charge([Charge(limit, b"k", 0)], None)
     assert script.client.dbsize() == 0
-    for _ in range(5):
-        reset_after_us = script.charge([Charge(limit, b"k")], None)[4]
-        lives_ms: Any = script.client.pttl(Charge(limit, b"k").storage_key)
-        assert lives_ms <= reset_after_us / 1000 + 2
-        seconds, microseconds = script.client.time()
-        ends_us = seconds * 1_000_000 + microseconds + lives_ms * 1000
-        windows = 2 if algorithm is Algorithm.SLIDING_WINDOW else 1
-        assert ends_us >= (seconds * 1_000_000 // limit.window_us + windows) * limit.window_us - 1000
+    for op in (Op.TAKE, Op.TAKE, Op.FORCE, Op.REFUND, Op.SETTLE):
+        hold = 1 if hold_us and op in (Op.TAKE, Op.SETTLE) else 0
+        before_us = _server_us(script.client)
+        reset_after_us = script.charge([Charge(limit, b"k", 1, op, hold)], None)[4]
+        after_us = _server_us(script.client)
+        expires_ms: Any = script.client.pexpiretime(Charge(limit, b"k").storage_key)
+        assert before_us + reset_after_us <= expires_ms * 1_000 <= after_us + reset_after_us + 2_000
+        assert reset_after_us <= max(hold_us, 2 * limit.window_us)
+
+
+def _server_us(client: redis.Redis) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+def test_nothing_is_left_behind(script: Script) -> None:
+    """Once all windows and holds have passed no key is left, whatever was done to it."""
+    for number, algorithm in enumerate(Algorithm):
+        limit = Limit(name="l", requests=5, window_us=5_000, algorithm=algorithm, hold_us=7_000)
+        for op in Op:
+            for hold in (0, 1):
+                script.charge([Charge(limit, b"%d-%d-%d" % (number, op, hold), 2, op, hold)], None)
+    deadline = time.monotonic() + 10
+    while script.client.dbsize() and time.monotonic() < deadline:
+        pass
+    assert script.client.dbsize() == 0
+
+
+def test_a_clock_outside_of_the_calendar_is_an_error(script: Script) -> None:
+    """Where the server's clock lies outside of the windows sent the decision fails, and nothing is written."""
+    calendar = Calendar(Period.DAY, "Europe/Berlin", ZoneInfo("Europe/Berlin"))
+    limit = Limit(name="l", requests=3, window_us=86_400_000_000, algorithm=Algorithm.FIXED_WINDOW, calendar=calendar)
+    before, _, _, later = calendar.around(T0_US).starts
+    charges = [Charge(Limit(name="l", requests=3, window_us=60_000_000), b"other"), Charge(limit, b"k")]
+    arguments = [pack_charge(charge, lambda: T0_US) for charge in charges]
+    for server_us, works in ((before - 1, False), (before, True), (later - 1, True), (later, False)):
+        if works:
+            assert script.call(charges, arguments, b"%d" % server_us)[5] == 1
+        else:
+            with pytest.raises(redis.ResponseError, match="disagree by more than a calendar window"):
+                script.call(charges, arguments, b"%d" % server_us)
+            assert script.client.dbsize() == 0 or server_us == later
 
 
 def test_long_lifetimes_are_understood(script: Script) -> None:
