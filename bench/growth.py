@@ -4,6 +4,8 @@
     counters  1, 1,000, 1,000,000 distinct keys of limits that count by a request header. Before the measured rounds
               every key is charged once through the sidecar, until Valkey holds as many; the rounds then go on visiting
               different keys until all were visited
+    limits    1, 100, 10,000 limits in a domain of the rate limit service, half of them patterns (`/service-7/*`), a
+              level below which each user has a counter; calls spread over up to 100 of them
     tokens    1, 1,000 and 5,000 distinct tokens of one subject, all verified before the measured rounds
 
 Budget of each table: the last row at most 1.3 times the first, where 1.3 stands for noise and for processor caches.
@@ -18,7 +20,9 @@ from typing import overload
 from bench.decision import allowed
 from bench.load import process_cpu_s
 from bench.measure import Budget, Scale, Subject, alone, head, in_turn, line
-from bench.setting import CHECK, HEADERS, Policy, Setting
+from bench.ratelimit import limited
+from bench.setting import CHECK, HEADERS, SHOULD_RATE_LIMIT, Policy, Setting
+from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest
 
 FLAT = 1.3
 
@@ -162,21 +166,54 @@ def _valkey(setting: Setting) -> tuple[float, int]:
 def tokens(scale: Scale) -> Budget:
     """Signed with ES256, which is quick; a warm token's algorithm does not matter."""
     with Setting() as setting, ExitStack() as servers:
-        subjects = {}
+        subjects, running = {}, {}
         for count in (1, scale.tokens // 5, scale.tokens):
             server = servers.enter_context(setting.sidecar(setting.policy()))
             messages = [setting.check(token=setting.token("ES256", jti=f"{n:08}")) for n in range(count)]
             subject = Subject(server=server, path=CHECK, messages=messages, accept=allowed)
             touch_each(subject)
-            subjects[f"{count:,} warm tokens"] = subject
-        return table(
-            "by tokens", subjects, scale, lambda name: f"{subjects[name].server.resident_mib():.0f} MiB resident"
-        )
+            name = f"{count:,} warm tokens"
+            subjects[name], running[name] = subject, server
+        return table("by tokens", subjects, scale, lambda name: f"{running[name].resident_mib():.0f} MiB resident")
+
+
+def _many_limits(count: int) -> Policy:
+    """Half of them patterns, in turn, so that both forms are among those that are asked."""
+    per_user = [{"key": "user", "rate_limit": {"unit": "hour", "requests_per_unit": 4_000_000_000}}]
+    return {
+        "domain": "many",
+        "descriptors": [
+            {"key": "path", "value": f"/service-{n}/{'*' if n % 2 else 'orders'}", "descriptors": per_user}
+            for n in range(count)
+        ],
+    }
+
+
+def _of_many(number: int) -> bytes:
+    asked = RateLimitRequest(domain="many")
+    descriptor = asked.descriptors.add()
+    descriptor.entries.add(key="path", value=f"/service-{number}/orders")
+    descriptor.entries.add(key="user", value="ann")
+    return asked.SerializeToString()
+
+
+def limits(scale: Scale) -> Budget:
+    """Each number of limits in a domain and a sidecar of its own."""
+    with Setting() as setting, ExitStack() as servers:
+        subjects, ready = {}, {}
+        for count in (1, 100, scale.limits):
+            server = servers.enter_context(setting.sidecar(setting.ratelimit_policy(_many_limits(count))))
+            asked = range(0, count, max(1, count // RULES_ASKED_MAX - 1))  # odd and even ones
+            messages = [_of_many(number) for number in asked]
+            name = f"{count:,} limits"
+            subjects[name] = Subject(server=server, path=SHOULD_RATE_LIMIT, messages=messages, accept=limited)
+            ready[name] = f"ready after {server.ready_after_s:.1f} s, {server.resident_mib():.0f} MiB"
+        return table("by limits in a domain", subjects, scale, ready.__getitem__)
 
 
 def main(scale: Scale) -> list[Budget]:
     """Print the tables."""
-    return [rules(scale), counters(scale), tokens(scale)]
+    return [rules(scale), limits(scale), counters(scale), tokens(scale)]
 
 
 if __name__ == "__main__":

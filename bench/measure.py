@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 OPEN_LOOP_STREAMS = 256
 """On each connection: more than are ever in flight at half of capacity."""
 
+SHARES = (0.5, 0.9, 0.99, 0.999)
+"""Of the calls, whose latency is printed."""
+
 Accept = Callable[[bytes], bool]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another rate limit service that somebody started; its CPU time is read where its process id is known."""
+
+    address: str
+    pid: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +47,36 @@ class Scale:
     starts: int
     slow_seconds: float
     """For what is slow enough to need no long look, such as the grpcio engine."""
+    limits: int
+    pace: int
+    """Calls a second of the open loop at a fixed rate."""
+    peer: Peer | None = None
 
 
 FULL = Scale(
-    seconds=2.0, rounds=3, warm_up_s=0.5, counters=1_000_000, rules=10_000, tokens=5_000, starts=5, slow_seconds=2.0
+    seconds=2.0,
+    rounds=3,
+    warm_up_s=0.5,
+    counters=1_000_000,
+    rules=10_000,
+    tokens=5_000,
+    starts=5,
+    slow_seconds=2.0,
+    limits=10_000,
+    pace=20_000,
 )
-QUICK = Scale(seconds=0.2, rounds=1, warm_up_s=0.1, counters=2_000, rules=200, tokens=100, starts=1, slow_seconds=0.2)
+QUICK = Scale(
+    seconds=0.2,
+    rounds=1,
+    warm_up_s=0.1,
+    counters=2_000,
+    rules=200,
+    tokens=100,
+    starts=1,
+    slow_seconds=0.2,
+    limits=200,
+    pace=1_000,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +104,7 @@ class Budget:
 class Subject:
     """A server and what it is asked. `accept` is applied to every answer."""
 
-    server: Running
+    server: Running | Peer
     path: str
     messages: Sequence[bytes]
     accept: Accept | None = None
@@ -145,16 +180,23 @@ def head(title: str) -> str:
 
 
 def line(name: str, row: Row, baseline: Row | None = None, note: str = "") -> str:
-    """One line of a table."""
-    ratio = f"{row.ratio(baseline):.2f}x" if baseline is not None else ""
+    """One line of a table; without CPU time where it could not be read."""
+    known = all(result.server_cpu_s is not None for result in row.results)
+    cpu = f"{row.cpu_us:.1f}" if known else "?"
+    ratio = f"{row.ratio(baseline):.2f}x" if known and baseline is not None else ""
     shouted = f"  WRONG: {row.wrong}" if row.wrong else ""
-    return f"{name:46}{row.per_second:10,.0f}{row.cpu_us:9.1f}{ratio:>9}{f'  {note}' if note else ''}{shouted}"
+    return f"{name:46}{row.per_second:10,.0f}{cpu:>9}{ratio:>9}{f'  {note}' if note else ''}{shouted}"
 
 
 def at_half(row: Row, subjects: Mapping[str, Subject], scale: Scale) -> dict[str, Result]:
     """An open loop at half of a row's capacity, over each subject, printed."""
     pace = row.per_second / 2
-    print(f"\nopen loop at half of capacity ({pace:,.0f}/s), from the intended send time")
+    return paced(pace, f"half of capacity ({pace:,.0f}/s)", subjects, scale)
+
+
+def paced(pace: float, told: str, subjects: Mapping[str, Subject], scale: Scale) -> dict[str, Result]:
+    """An open loop at so many calls a second, over each subject, printed."""
+    print(f"\nopen loop at {told}, from the intended send time")
     results = {}
     for name, subject in subjects.items():
         plan = subject.plan(OPEN_LOOP_STREAMS)
@@ -165,14 +207,29 @@ def at_half(row: Row, subjects: Mapping[str, Subject], scale: Scale) -> dict[str
 
 def _percentiles(result: Result) -> str:
     """Latencies, and what went wrong."""
-    shares = "  ".join(f"p{share * 100:g} {result.percentile(share) * 1e3:.2f} ms" for share in (0.5, 0.99, 0.999))
+    shares = "  ".join(f"p{share * 100:g} {result.percentile(share) * 1e3:.2f} ms" for share in SHARES)
     shouted = f"  WRONG: {wrong(result)}" if wrong(result) else ""
     return f"{shares}{shouted}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every benchmark has."""
+    parser.add_argument("--quick", action="store_true", help="very short: to see that it works, not for figures")
+    parser.add_argument(
+        "--peer", metavar="HOST:PORT", help="measure this rate limit service beside ours, with the same load"
+    )
+    parser.add_argument("--peer-pid", type=int, metavar="PID", help="its process id, so that its CPU time is read")
+
+
+def chosen_scale(chosen: argparse.Namespace) -> Scale:
+    """What the options say."""
+    scale = QUICK if chosen.quick else FULL
+    return replace(scale, peer=Peer(chosen.peer, chosen.peer_pid)) if chosen.peer else scale
 
 
 def alone(benchmark: Callable[[Scale], Sequence[Budget]]) -> None:
     """Run one benchmark as a program."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="very short: to see that it works, not for figures")
-    for budget in benchmark(QUICK if parser.parse_args().quick else FULL):
+    add_options(parser)
+    for budget in benchmark(chosen_scale(parser.parse_args())):
         print(budget)

@@ -2,20 +2,28 @@
 
 Each descriptor has a limit and a counter of its own in Redis; all of a request are charged in one script call.
 Budgets: 1 descriptor at most 3 times the CPU of the constant answer, 10 descriptors at most 3 times one; in an open
-loop at half of capacity, p99 at most 5 times p50.
+loop at half of capacity, p99 at most 5 times p50. `--peer` asks another service the same, in the same rounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
-from bench.measure import Budget, Scale, Subject, alone, at_half, head, in_turn, line
-from bench.setting import SHOULD_RATE_LIMIT, Policy, Setting
+import yaml
+
+from bench.measure import Budget, Peer, Scale, Subject, alone, at_half, head, in_turn, line
+from bench.setting import SHOULD_RATE_LIMIT, Policy, Running, Setting
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 
 COUNTS = (1, 2, 10)
 USERS = 100
 """Distinct users, so that not all calls meet in one counter."""
+
+DOMAIN = "orders"
+LIMIT = {"unit": "hour", "requests_per_unit": 4_000_000_000}
+"""Nobody ever meets it: denials are another question."""
 
 
 def within(message: bytes) -> bool:
@@ -23,9 +31,16 @@ def within(message: bytes) -> bool:
     return RateLimitResponse.FromString(message).overall_code == RateLimitResponse.OK
 
 
-def request(descriptors: int, user: int) -> bytes:
+def limited(message: bytes) -> bool:
+    """Whether it does, and says that a limit was applied for each descriptor: that counters were asked."""
+    answer = RateLimitResponse.FromString(message)
+    applied = all(status.HasField("current_limit") for status in answer.statuses)
+    return answer.overall_code == RateLimitResponse.OK and bool(answer.statuses) and applied
+
+
+def request(descriptors: int, user: int, domain_name: str = DOMAIN) -> bytes:
     """A RateLimitRequest as Envoy sends it."""
-    asked = RateLimitRequest(domain="orders")
+    asked = RateLimitRequest(domain=domain_name)
     for number in range(descriptors):
         descriptor = asked.descriptors.add()
         descriptor.entries.add(key=f"limit-{number}", value="orders")
@@ -33,11 +48,15 @@ def request(descriptors: int, user: int) -> bytes:
     return asked.SerializeToString()
 
 
-def domain() -> Policy:
+def requests(descriptors: int, domain_name: str = DOMAIN) -> list[bytes]:
+    """One for each user."""
+    return [request(descriptors, user, domain_name) for user in range(USERS)]
+
+
+def domain(name: str = DOMAIN, limit: Policy = LIMIT) -> Policy:
     """A limit for each user under each of ten descriptors."""
-    limit = {"unit": "hour", "requests_per_unit": 4_000_000_000}
     return {
-        "domain": "orders",
+        "domain": name,
         "descriptors": [
             {"key": f"limit-{number}", "value": "orders", "descriptors": [{"key": "user", "rate_limit": limit}]}
             for number in range(max(COUNTS))
@@ -45,20 +64,29 @@ def domain() -> Policy:
     }
 
 
+def write_config(directory: Path) -> None:
+    """Write what a peer must load."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{DOMAIN}.yaml").write_text(yaml.safe_dump(domain()))
+
+
+def asked(server: Running | Peer, messages: Sequence[bytes]) -> Subject:
+    """A service that must apply its limits to these messages."""
+    return Subject(server=server, path=SHOULD_RATE_LIMIT, messages=messages, accept=limited)
+
+
 def main(scale: Scale) -> list[Budget]:
     """Print the table."""
     with Setting() as setting, ExitStack() as servers:
         constant = servers.enter_context(setting.constant("http2"))
         service = servers.enter_context(setting.sidecar(setting.ratelimit_policy(domain())))
-        messages = {count: [request(count, user) for user in range(USERS)] for count in COUNTS}
-        subjects = {"constant answer": Subject(server=constant, path=SHOULD_RATE_LIMIT, messages=messages[1])} | {
-            f"descriptors: {count}": Subject(
-                server=service, path=SHOULD_RATE_LIMIT, messages=messages[count], accept=within
-            )
-            for count in COUNTS
-        }
+        subjects = {
+            "constant answer": Subject(server=constant, path=SHOULD_RATE_LIMIT, messages=requests(1)),
+        } | {f"descriptors: {count}": asked(service, requests(count)) for count in COUNTS}
+        if scale.peer is not None:
+            subjects |= {f"peer, descriptors: {count}": asked(scale.peer, requests(count)) for count in COUNTS}
         rows = in_turn(subjects, scale)
-        baseline, one, _, ten = rows.values()
+        baseline, one, ten = (rows[name] for name in ("constant answer", "descriptors: 1", "descriptors: 10"))
         print(head("closed loop, http2, server on one core"))
         for name, row in rows.items():
             print(line(name, row, baseline))

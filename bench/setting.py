@@ -262,8 +262,8 @@ class Setting:
             "limits": ["per-user"],
         }
 
-    def ratelimit_policy(self, *domains: Policy) -> Policy:
-        """A policy that only answers rate limit calls, for these configuration files' contents."""
+    def ratelimit_policy(self, *domains: Policy, **settings: object) -> Policy:
+        """A policy that only answers rate limit calls, for these configuration files' contents and these settings."""
         directory = self.directory / f"ratelimit-{len(list(self.directory.glob('ratelimit-*')))}"
         directory.mkdir()
         for domain in domains:
@@ -271,7 +271,7 @@ class Setting:
         return {
             "server": {"check_timeout": "5s"},
             "redis": self.redis(),
-            "ratelimit": {"directory": str(directory)},
+            "ratelimit": {"directory": str(directory), **settings},
             "audit": {"destination": "none"},
         }
 
