@@ -134,8 +134,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     epilog = (
         "A counter is named by its limit and the values of the limit's key, in the policy's order, without constants; "
-        "@absent stands for a value that requests do not have. Exit status: 0 done; 1 the policy was refused, or Redis "
-        "or the sidecar did not answer; 2 the command line is wrong."
+        "@absent stands for a value that requests do not have. A counter of the rate limit service is named by "
+        "ratelimit:DOMAIN and the descriptor's entries, each KEY=VALUE. Exit status: 0 done; 1 the policy was refused, "
+        "or Redis or the sidecar did not answer; 2 the command line is wrong."
     )
     limits = commands.add_parser(
         "limits",
@@ -158,7 +159,7 @@ def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
         action.set_defaults(command=_limits, action=name)
         if name not in {"overrides", "top"}:
-            action.add_argument("limit", metavar="LIMIT", help="the limit's name in the policy")
+            action.add_argument("limit", metavar="LIMIT", help="the limit's name in the policy, or ratelimit:DOMAIN")
             action.add_argument("values", nargs="*", metavar="VALUE", help="the values of the limit's key, in order")
         if name == "override":
             action.add_argument("--requests", type=int, required=True, metavar="N", help="granted in a window")

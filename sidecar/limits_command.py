@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from sidecar.core.bindings import limit_key
 from sidecar.core.limits import REQUESTS_MAX, US_PER_S, Algorithm, Charge, Limit, LimitOutcome, StoreFailure, Verdict
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from sidecar.policy.compile import CompiledDocument
 
 T = TypeVar("T")
+
+RATELIMIT: Final = "ratelimit:"
+"""In front of a domain of the rate limit service, where a limit's name is expected."""
 
 ABSENT: Final = "@absent"
 """Stands for a part of the key that requests do not have."""
@@ -143,17 +146,38 @@ async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 def counter(document: CompiledDocument, name: str, values: Sequence[str]) -> Counter:
-    """The counter of a policy's limit for the values of its key.
+    """The counter of a policy's limit for the values of its key, or of a descriptor (`ratelimit:<domain>`).
 
     Raises:
         UsageError: There is no such limit, or its key has other parts.
     """
+    prefix = document.settings.redis.key_prefix if document.settings.redis else "sidecar"
+    if name.startswith(RATELIMIT):
+        return _descriptor_counter(document, prefix, name, values)
     binding = document.limits.get(name)
     if binding is None:
         raise UsageError(f"the policy has no limit {name!r}; it has {', '.join(sorted(document.limits)) or 'none'}")
     subject = _subject(binding, values)
-    prefix = document.settings.redis.key_prefix if document.settings.redis else "sidecar"
     return Counter(name, subject, limit_key(prefix, name, subject), binding.limits)
+
+
+class _Entry(NamedTuple):
+    key: str
+    value: str
+
+
+def _descriptor_counter(document: CompiledDocument, prefix: str, name: str, values: Sequence[str]) -> Counter:
+    domains = document.policy.ratelimit.domains
+    domain = domains.get(name.removeprefix(RATELIMIT))
+    if domain is None:
+        there = ", ".join(f"{RATELIMIT}{each}" for each in sorted(domains)) or "none"
+        raise UsageError(f"the rate limit service has no such domain as {name!r}; it has {there}")
+    entries = [_Entry(*value.partition("=")[::2]) for value in values]
+    found = domain.find(entries)
+    if found is None or found.limit is None:
+        raise UsageError(f"no limit of {name} counts the descriptor ({', '.join(values)}); its entries are KEY=VALUE")
+    key = domain.counter_key(f"{prefix}:".encode(), found, entries)
+    return Counter(name, tuple(values), key, (found.limit,))
 
 
 def _subject(binding: LimitBinding, values: Sequence[str]) -> tuple[str | None, ...]:

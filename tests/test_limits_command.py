@@ -19,6 +19,8 @@ from sidecar.check import CHECK
 from sidecar.cli import main
 from sidecar.demo.processes import free_port, wait_until
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
+from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
+from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT
 from tests.support.deciding import check_request
 from tests.support.valkey import ValkeyProcess
 
@@ -30,7 +32,13 @@ limits:
   per-user: {{rate: 3/hour, key: [{{constant: v1}}, {{header: x-user}}, {{header: x-team}}]}}
   burst: {{rate: {{requests: 100, window: 1h, burst: 5}}, algorithm: gcra, key: {{header: x-user}}}}
 rules: [{{name: open, match: {{path: {{prefix: /}}}}, anonymous: true, limits: [per-user]}}]
+ratelimit: {{directory: "{directory}"}}
 audit: {{destination: none}}
+"""
+DOMAIN = """
+domain: shop
+descriptors:
+  - {key: path, value: /a*, descriptors: [{key: user, rate_limit: {unit: day, requests_per_unit: 2}}]}
 """
 
 
@@ -46,6 +54,16 @@ class Served:
         message = check_request("/a", headers=[("x-user", user)])
         ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(CHECK)
         return bool(CheckResponse.FromString(ask(message, timeout=5)).status.code == 0)
+
+    def rate_limit(self, user: str) -> tuple[bool, int]:
+        """Whether it passes, and the limit that is told."""
+        request = RateLimitRequest(domain="shop")
+        entries = request.descriptors.add().entries
+        entries.add(key="path", value="/a/b")
+        entries.add(key="user", value=user)
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(SHOULD_RATE_LIMIT)
+        answer = RateLimitResponse.FromString(ask(request.SerializeToString(), timeout=5))
+        return answer.overall_code == RateLimitResponse.OK, answer.statuses[0].current_limit.requests_per_unit
 
     def run(self, action: str, *arguments: str, status: int = 0) -> str:
         """What the command prints, to standard error where it fails."""
@@ -63,7 +81,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("limits")
     valkey = ValkeyProcess(directory / "valkey")
     valkey.start()
-    path = directory / "policy.yaml"
+    path = directory / "policy"
+    (directory / "shop.yaml").write_text(DOMAIN)
     path.write_text(POLICY.format(directory=directory, admin=free_port(), redis=valkey.url))
     process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", "--config", str(path)])
     try:
@@ -115,6 +134,18 @@ def test_an_override_is_in_force_until_it_is_cleared(served: Served) -> None:
     wait_until(lambda: not served.admits("bob"), "the override is not in force any more")
 
 
+def test_a_descriptor_of_the_rate_limit_service_has_overrides_too(served: Served) -> None:
+    """Named by its domain and entries; Envoy is told the figure that is in force."""
+    assert [served.rate_limit("dan") for _ in range(3)] == [(True, 2), (True, 2), (False, 2)]
+    descriptor = ("ratelimit:shop", "path=/a/b", "user=dan")
+    served.run("override", "--requests", "7", *descriptor)
+    wait_until(lambda: served.rate_limit("dan") == (True, 7), "the override is in force")
+    assert served.json("show", *descriptor)["counters"][0]["requests"] == 7
+    served.run("reset", *descriptor)
+    assert served.json("show", *descriptor)["counters"][0]["used"] == 0
+    served.run("clear", *descriptor)
+
+
 def test_an_override_may_end_by_itself(served: Served) -> None:
     """After the time that it was given for."""
     assert [served.admits("cid") for _ in range(4)] == [True, True, True, False]
@@ -141,6 +172,8 @@ def test_the_hottest_keys_of_all_workers(served: Served) -> None:
     ("arguments", "said"),
     [
         (("show", "none", "x"), "the policy has no limit 'none'; it has burst, per-user"),
+        (("show", "ratelimit:none", "x=y"), "has no such domain as 'ratelimit:none'; it has ratelimit:shop"),
+        (("show", "ratelimit:shop", "x=y"), "no limit of ratelimit:shop counts the descriptor (x=y)"),
         (("show", "per-user", "x"), "takes the header x-user, the header x-team; 1 values are given"),
         (("override", "--requests", "-1", "burst", "x"), "--requests: -1 is not a number of requests"),
         (("override", "--requests", "1", "--burst", "2", "per-user", "x", "y"), "is not counted by gcra"),
@@ -154,7 +187,8 @@ def test_what_cannot_be_done_is_said(served: Served, arguments: tuple[str, ...],
 
 def test_a_redis_that_does_not_answer_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 1, and no traceback."""
-    path = tmp_path / "policy.yaml"
+    path = tmp_path / "policy"
+    (tmp_path / "shop.yaml").write_text(DOMAIN)
     path.write_text(POLICY.format(directory=tmp_path, admin=1, redis=f"redis://127.0.0.1:{free_port()}/0"))
     for action in (["overrides"], ["top"]):
         assert main(["limits", *action, "--config", str(path)]) == 1
@@ -163,7 +197,8 @@ def test_a_redis_that_does_not_answer_is_said(tmp_path: Path, capsys: pytest.Cap
 
 def test_an_embedded_server_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is another process's own."""
-    path = tmp_path / "policy.yaml"
+    path = tmp_path / "policy"
+    (tmp_path / "shop.yaml").write_text(DOMAIN)
     path.write_text(POLICY.format(directory=tmp_path, admin=1, redis="embedded"))
     assert main(["limits", "overrides", "--config", str(path)]) == 2
     assert "embedded" in capsys.readouterr().err
