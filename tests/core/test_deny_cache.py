@@ -98,10 +98,12 @@ class History:
         assert not self.store.at(now_us).decide(charge).allowed
         if known.retry_after_us < 0:
             assert charge.cost > charge.limit.requests
-        elif charge.limit.algorithm is Algorithm.FIXED_WINDOW or self.taken_when_denied[
-            charge.storage_key
-        ] == self.taken.get(charge.storage_key, 0):
+        elif charge.limit.algorithm is Algorithm.FIXED_WINDOW or not self.taken_since(charge):
             assert self.store.at(now_us + known.retry_after_us).decide(charge).allowed
+
+    def taken_since(self, charge):
+        """How much was taken of the key since the same cost was denied by the store."""
+        return self.taken.get(charge.storage_key, 0) - self.taken_when_denied[charge.storage_key, charge.cost]
 
     def take(self, charge):
         verdict = self.store.decide(charge)
