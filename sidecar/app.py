@@ -24,6 +24,7 @@ from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
+from sidecar.edges.ads import AdsClient
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
@@ -39,7 +40,9 @@ from sidecar.edges.redis_topology import TopologyStore, build_store
 from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
 from sidecar.policy.compile import CompiledDocument, load, masked
-from sidecar.policy.holder import PolicyHolder
+from sidecar.policy.faults import PolicyError
+from sidecar.policy.holder import FAULTS_SHOWN_MAX, PolicyHolder
+from sidecar.policy.ratelimit_resources import TYPE_URL, read_resources
 from sidecar.transport.health import HealthService
 from sidecar.transport.service import Server, Service, UnaryMethod
 from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_environment
@@ -47,10 +50,13 @@ from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_e
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
     from sidecar.core.audit import DecisionEvent
     from sidecar.core.limits import LimitStore
     from sidecar.hang_up import EarlyHangUps
     from sidecar.policy.settings import Settings
+    from sidecar.policy.yaml import Source
     from sidecar.transport.grpcio import GrpcioServer
     from sidecar.transport.http2 import Http2Server
 
@@ -146,7 +152,9 @@ class App:
         load_policy: Callable[[int], CompiledDocument] | None = None,
     ) -> None:
         self.settings = document.settings
-        self.holder = PolicyHolder(config, document, load_policy=load_policy)
+        self.resources: tuple[Source, ...] | None = None
+        self.holder = PolicyHolder(config, document, load_policy=load_policy or self._load)
+        self.xds: AdsClient | None = None
         self.cache = TokenCache()
         self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
         self.redis_latency = LatencyHistogram()
@@ -199,6 +207,7 @@ class App:
         _warn(self.holder.policy.ratelimit.warnings)
 
         self.server = self._build_server()
+        self._start_xds(stack)
         await self._before_serving(stack, stop)
         addresses = await self.server.start()
         stack.push_async_callback(self.server.drain, 0)
@@ -240,6 +249,27 @@ class App:
 
     def _forget(self, storage_keys: set[bytes] | None) -> None:
         self.limiter.forget(storage_keys)
+
+    def _load(self, generation: int) -> CompiledDocument:
+        return load(self._config, generation, self.resources)
+
+    def _start_xds(self, stack: AsyncExitStack) -> None:
+        if self.settings.xds is not None:
+            self.xds = AdsClient(self.settings.xds, TYPE_URL, self._apply_resources)
+            self.xds.start()
+            stack.push_async_callback(self.xds.close)
+
+    async def _apply_resources(self, resources: Sequence[AnyMessage]) -> str:
+        """Use what the xDS server sent; returns why it is refused, "" if it is in use."""
+        before = self.resources
+        try:
+            self.resources = read_resources(resources)
+        except PolicyError as error:
+            return "; ".join(map(str, error.faults[:FAULTS_SHOWN_MAX]))
+        if await self.holder.reload():
+            return ""
+        self.resources = before
+        return "; ".join(self.holder.faults[:FAULTS_SHOWN_MAX])
 
     async def _before_serving(self, stack: AsyncExitStack, stop: asyncio.Event) -> None:
         """What must be there before gRPC is served; `stop` ends the wait for it."""
@@ -310,6 +340,7 @@ class App:
             "server": Component(self._serving, {"connections": self.server.connections}),
             "policy": Component(True, self.holder.detail()),
             "issuers": Component(self.jwks.ready, issuers),
+            **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
             "redis": Component(True, self._redis_detail()),
         }

@@ -90,10 +90,11 @@ class RateLimitApp(App):
         self._config_file = config
         self._variables_set = variables_set
         self._was_connected = False
+        self._configured = asyncio.Event()
         self._should_rate_limit: UnaryMethod
 
     def _load_again(self, generation: int) -> CompiledDocument:
-        return environment.load(self._variables_set, generation, self._config_file).document
+        return environment.load(self._variables_set, generation, self._config_file, self.resources).document
 
     def _watched(self) -> list[str]:
         directory = self.holder.document.settings.ratelimit_directory
@@ -110,6 +111,12 @@ class RateLimitApp(App):
         if self._reference.prometheus is not None:
             address, path = self._reference.prometheus
             await self._listen(stack, address, {path: metrics_route(self._samples)})
+        if self.xds is not None and not self._reference.force_start:
+            stopped = asyncio.ensure_future(stop.wait())
+            configured = asyncio.ensure_future(self._configured.wait())
+            await asyncio.wait((stopped, configured), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            configured.cancel()
 
     async def _listen(self, stack: AsyncExitStack, address: Address, routes: Mapping[str, Route | PostRoute]) -> None:
         server = AdminServer(routes)
@@ -148,6 +155,7 @@ class RateLimitApp(App):
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         super()._policy_replaced(document)
+        self._configured.set()
         self._tell_health()
 
     def _tell_health(self) -> None:

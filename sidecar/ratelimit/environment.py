@@ -96,13 +96,19 @@ class EnvironmentSource(Source):
         return Fault(FILE, 0, name or next(below, dotted(path)), message, accepted)
 
 
-def load(environment: AnyMapping[str, str], generation: int, config: Path | None = None) -> Loaded:
+def load(
+    environment: AnyMapping[str, str],
+    generation: int,
+    config: Path | None = None,
+    resources: tuple[Source, ...] | None = None,
+) -> Loaded:
     """Read the environment, and all files that it names.
 
     Args:
         environment: The process's variables.
         generation: Of the policy that is compiled.
         config: A file in the policy's format with settings that have no variable.
+        resources: What an xDS server sent; None: nothing yet.
 
     Raises:
         PolicyError: With every fault.
@@ -114,7 +120,7 @@ def load(environment: AnyMapping[str, str], generation: int, config: Path | None
     writer.ratelimit()
     reference = writer.reference()
     try:
-        document = compile_source(writer.source, Path(), generation)
+        document = compile_source(writer.source, Path(), generation, resources)
     except PolicyError as error:
         raise PolicyError([*writer.faults, *error.faults]) from None
     if writer.faults:
@@ -265,13 +271,10 @@ class _Writer:
     def ratelimit(self) -> None:
         """Where limits come from, and how they are answered."""
         found = self._found
-        names = ("RUNTIME_ROOT", "RUNTIME_SUBDIRECTORY", "RUNTIME_APPDIRECTORY")
-        directory = Path(*(found[name] for name in names if found[name])).absolute()
-        self._put(("ratelimit", "directory"), str(directory), *names)
-        files = "visible" if found["RUNTIME_IGNOREDOTFILES"] else "all"
-        self._put(("ratelimit", "files"), files, "RUNTIME_IGNOREDOTFILES")
-        may_start = found["FORCE_START_WITHOUT_INITIAL_CONFIG"] or found["HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED"]
-        self._put(("ratelimit", "required"), not may_start, "FORCE_START_WITHOUT_INITIAL_CONFIG")
+        if found["CONFIG_TYPE"] == "FILE":
+            self._files()
+        else:
+            self._xds()
         for name, key in (
             ("SHADOW_MODE", "shadow_mode"),
             ("QUOTA_MODE", "quota_mode"),
@@ -288,6 +291,42 @@ class _Writer:
                 ("LIMIT_RESET_HEADER", "reset"),
             ):
                 self._put(("ratelimit", "response_headers", key), found[name], name)
+
+    def _files(self) -> None:
+        found = self._found
+        names = ("RUNTIME_ROOT", "RUNTIME_SUBDIRECTORY", "RUNTIME_APPDIRECTORY")
+        directory = Path(*(found[name] for name in names if found[name])).absolute()
+        self._put(("ratelimit", "directory"), str(directory), *names)
+        files = "visible" if found["RUNTIME_IGNOREDOTFILES"] else "all"
+        self._put(("ratelimit", "files"), files, "RUNTIME_IGNOREDOTFILES")
+        may_start = found["FORCE_START_WITHOUT_INITIAL_CONFIG"] or found["HEALTHY_WITH_AT_LEAST_ONE_CONFIG_LOADED"]
+        self._put(("ratelimit", "required"), not may_start, "FORCE_START_WITHOUT_INITIAL_CONFIG")
+
+    def _xds(self) -> None:
+        found, where = self._found, ("ratelimit", "xds")
+        for name, key, value in (
+            ("CONFIG_GRPC_XDS_SERVER_URL", "server", found["CONFIG_GRPC_XDS_SERVER_URL"]),
+            ("CONFIG_GRPC_XDS_NODE_ID", "node_id", found["CONFIG_GRPC_XDS_NODE_ID"]),
+            ("CONFIG_GRPC_XDS_SERVER_CONNECT_RETRY_INTERVAL", "retry", None),
+            ("XDS_CLIENT_BACKOFF_INITIAL_INTERVAL", "backoff", None),
+            ("XDS_CLIENT_BACKOFF_MAX_INTERVAL", "backoff_max", None),
+        ):
+            self._put((*where, key), _duration(found[name]) if value is None else value, name)
+        for key, value in found["CONFIG_GRPC_XDS_NODE_METADATA"].items():
+            self._put((*where, "node_metadata", key), value, "CONFIG_GRPC_XDS_NODE_METADATA")
+        if found["XDS_CLIENT_MAX_MSG_SIZE_IN_BYTES"]:
+            name = "XDS_CLIENT_MAX_MSG_SIZE_IN_BYTES"
+            self._put((*where, "message_bytes_max"), found[name], name)
+        if found["CONFIG_GRPC_XDS_SERVER_USE_TLS"]:
+            self._section((*where, "tls"))
+            for name, key in (
+                ("CONFIG_GRPC_XDS_CLIENT_TLS_CERT", "certificate"),
+                ("CONFIG_GRPC_XDS_CLIENT_TLS_KEY", "key"),
+                ("CONFIG_GRPC_XDS_SERVER_TLS_CACERT", "ca"),
+                ("CONFIG_GRPC_XDS_SERVER_TLS_SAN", "server_name"),
+            ):
+                if found[name]:
+                    self._put((*where, "tls", key), found[name], name)
 
     def reference(self) -> ReferenceSettings:
         """What a policy has no words for."""
@@ -309,14 +348,19 @@ class _Writer:
 
     def with_secrets(self, document: CompiledDocument) -> CompiledDocument:
         """The document with what a policy would read from files of their own."""
-        redis = document.settings.redis
-        if redis is None:
-            return document
-        per_second = redis.per_second
-        if per_second is not None:
-            per_second = _with_credentials(per_second, self._per_second)
-        redis = dataclasses.replace(_with_credentials(redis, self._credentials), per_second=per_second)
-        return dataclasses.replace(document, settings=dataclasses.replace(document.settings, redis=redis))
+        settings = document.settings
+        if settings.xds is not None:
+            headers = self._found["CONFIG_GRPC_XDS_CLIENT_ADDITIONAL_HEADERS"]
+            added = tuple((name.lower(), Secret(value)) for name, value in headers.items())
+            xds = dataclasses.replace(settings.xds, headers=(*settings.xds.headers, *added))
+            settings = dataclasses.replace(settings, xds=xds)
+        if settings.redis is not None:
+            per_second = settings.redis.per_second
+            if per_second is not None:
+                per_second = _with_credentials(per_second, self._per_second)
+            redis = dataclasses.replace(_with_credentials(settings.redis, self._credentials), per_second=per_second)
+            settings = dataclasses.replace(settings, redis=redis)
+        return dataclasses.replace(document, settings=settings)
 
     def _section(self, path: PathParts) -> Mapping:
         node = self.source.root
