@@ -37,21 +37,27 @@ local function sliding_log()
     return low
   end
 
-  -- Keeps the counted entries up to `last`, then adds one.
+  local function counted(counter, last)
+    return string.sub(counter.log, HEAD + ENTRY * (counter.first - 1) + 1, HEAD + ENTRY * last)
+  end
+
+  -- Keeps the counted entries up to `last`, then adds one: in few copies, since the string may be long.
   local function replace_after(counter, last, time, total)
-    local kept = string.sub(counter.log, HEAD + ENTRY * (counter.first - 1) + 1, HEAD + ENTRY * last)
+    local head = struct.pack('>I4I4', last - counter.first + 2, counter.base)
+    counter.log = head .. counted(counter, last) .. struct.pack('>I8I4', time, (total + counter.base) % 4294967296)
     counter.last = last - counter.first + 2
     counter.first = 1
-    counter.log = string.rep('\0', HEAD) .. kept .. struct.pack('>I8I4', time, (total + counter.base) % 4294967296)
+    counter.is_packed = true
   end
 
   local function clear(counter)
-    counter.first, counter.last, counter.base, counter.log = 1, 0, 0, ''
+    counter.first, counter.last, counter.base, counter.log, counter.is_packed = 1, 0, 0, '', false
   end
 
   function algorithm.read(raw, now, window)
     local counter = {
-      now = now, at = now, window = window, log = '', first = 1, last = 0, base = 0, asked = 0, dirty = false,
+      now = now, at = now, window = window, log = '', first = 1, last = 0, base = 0, is_packed = false,
+      asked = 0, dirty = false,
     }
     if not raw then
       return counter, 0
@@ -126,9 +132,10 @@ local function sliding_log()
   end
 
   function algorithm.pack(counter)
-    local count = counter.last - counter.first + 1
-    local entries = string.sub(counter.log, HEAD + ENTRY * (counter.first - 1) + 1, HEAD + ENTRY * counter.last)
-    return struct.pack('>I4I4', count, counter.base) .. entries
+    if counter.is_packed then
+      return counter.log
+    end
+    return struct.pack('>I4I4', counter.last - counter.first + 1, counter.base) .. counted(counter, counter.last)
   end
 
   return algorithm
