@@ -31,6 +31,7 @@ class Response:
     status: int
     body: bytes
     content_type: str = "application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -91,7 +92,11 @@ class HttpServer:
         try:
             while (request := await _next_request(connection, reader)) is not None:
                 response = await self._handler(request)
-                headers = [("content-type", response.content_type), ("content-length", str(len(response.body)))]
+                headers = [
+                    (b"content-type", response.content_type.encode()),
+                    (b"content-length", str(len(response.body)).encode()),
+                    *response.headers,
+                ]
                 writer.write(connection.send(h11.Response(status_code=response.status, headers=headers)) or b"")
                 writer.write(connection.send(h11.Data(data=response.body)) or b"")
                 writer.write(connection.send(h11.EndOfMessage()) or b"")

