@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 from bench.measure import Budget
+from sidecar.demo.processes import Child, free_port
+from sidecar.policy.ratelimit_files import load_directory
 
 ROOT = Path(__file__).parents[2]
 ENDS_WITHIN_S = 60.0
@@ -62,6 +64,57 @@ def test_rows_come_out_and_every_answer_is_right():
     ]
     assert len(re.findall(r"p50 .* p99 .* p99\.9 ", output)) == 4
     assert len(re.findall(r"^(?:held  |MISSED)  .*\((?:at most|at least) ", output, re.MULTILINE)) == 5
+
+
+def test_limits_are_measured_in_every_form():
+    """Algorithms, layers, topologies and the fixed pace print their rows, every answer as it must be."""
+    process = bench("pace", "algorithms", "layers", "cluster")
+    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    assert process.returncode == 0, output
+    assert "WRONG" not in output
+    rows = re.findall(r"^(.*\S)\s+[\d,]+\s+\d+\.\d\s+\d+\.\d\dx", output, re.MULTILINE)
+    assert rows == [
+        "constant answer",
+        "fixed_window",
+        "sliding_window",
+        "gcra",
+        "sliding_log",
+        "concurrency",
+        "constant answer",
+        "counted",
+        "denied",
+        "remembered",
+        "leased",
+        *(f"{topology}, descriptors: {count}" for count in (1, 2, 10) for topology in ("single", "Cluster")),
+    ]
+    assert re.search(r"^counted .* 1\.\d+ scripts a call$", output, re.MULTILINE)
+    assert re.search(r"^remembered .* 0\.\d+ scripts a call$", output, re.MULTILINE)
+    assert (
+        len(re.findall(r"^(?:constant answer|descriptors: 1) +p50 .* p90 .* p99 .* p99\.9 ", output, re.MULTILINE)) == 2
+    )
+
+
+def test_a_peer_is_asked_the_same_in_the_same_run(tmp_path):
+    """Its row stands beside ours; what it does not answer as it must is shown."""
+    port, ready = free_port(), tmp_path / "ready"
+    command = [sys.executable, "-m", "bench.constant", "--engine", "http2", "--port", str(port), "--ready", ready]
+    peer = Child("peer", command, tmp_path / "log")
+    try:
+        peer.wait_ready(ready.exists)
+        process = bench("pace", "--peer", f"127.0.0.1:{port}", "--peer-pid", str(peer.pid))
+        output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    finally:
+        peer.stop()
+    assert process.returncode == 0, output
+    assert re.search(r"^peer, descriptors: 1 +p50 .*  WRONG: \{'not accepted': \d+\}$", output, re.MULTILINE)
+    assert output.count("WRONG") == 1
+
+
+def test_what_a_peer_must_load_is_written(tmp_path):
+    """Nothing is measured; the file is a configuration that we accept."""
+    process = bench("--write-config", str(tmp_path / "limits"))
+    assert process.communicate(timeout=ENDS_WITHIN_S) == ("", None)
+    assert list(load_directory(tmp_path / "limits").domains) == ["orders"]
 
 
 def interrupted(process: subprocess.Popen[str]) -> str:
