@@ -14,6 +14,7 @@ grpcio is imported when a client is made: it costs 20 MiB, which a process witho
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class AdsClient:
 
     def start(self) -> None:
         """Begin to ask, in the background."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC writes lines of its own between those of the log
         self._task = asyncio.get_running_loop().create_task(self._run(), name="xds")
         self._task.add_done_callback(_report)
 
