@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.envoy.pb import ratelimit_config_pb2
+
 ROOT = Path(__file__).parents[2]
 GENERATED = ROOT / "sidecar/envoy/pb"
 SCRIPT = ROOT / "proto/generate.py"
@@ -61,6 +63,7 @@ def test_services_and_methods_agree(comparison):
     """The paths under which Envoy calls, their message types, and which of them stream."""
     assert comparison["services"] == [
         "envoy.service.auth.v3.Authorization/Check",
+        "envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
         "envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
@@ -71,3 +74,35 @@ def test_random_messages_survive_both_ways(comparison):
     """Messages filled at random are the same after a trip through the other definition's parser and serializer."""
     assert comparison["round_trips"] >= 1000
     assert comparison["round_trip_failures"] == []
+
+
+def test_the_reference_configuration_has_its_numbers():
+    """rls_conf.proto of envoyproxy/ratelimit f2fb157: field numbers and types, and units not in order of length."""
+    fields = {
+        message: {field.name: (field.number, field.type) for field in descriptor.fields}
+        for message, descriptor in ratelimit_config_pb2.DESCRIPTOR.message_types_by_name.items()
+    }
+    text, flag, message, number, enum = 9, 8, 11, 13, 14
+    assert fields == {
+        "RateLimitConfig": {"name": (1, text), "domain": (2, text), "descriptors": (3, message)},
+        "RateLimitDescriptor": {
+            "key": (1, text),
+            "value": (2, text),
+            "rate_limit": (3, message),
+            "descriptors": (4, message),
+            "shadow_mode": (5, flag),
+            "detailed_metric": (6, flag),
+            "quota_mode": (7, flag),
+            "metadata": (8, message),
+        },
+        "RateLimitPolicy": {
+            "unit": (1, enum),
+            "requests_per_unit": (2, number),
+            "unlimited": (3, flag),
+            "name": (4, text),
+            "replaces": (5, message),
+        },
+        "RateLimitReplace": {"name": (1, text)},
+    }
+    names = ("UNKNOWN", "SECOND", "MINUTE", "HOUR", "DAY", "MONTH", "YEAR", "WEEK")
+    assert dict(ratelimit_config_pb2.RateLimitUnit.items()) == {name: n for n, name in enumerate(names)}
