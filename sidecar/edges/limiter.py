@@ -6,6 +6,9 @@
     handover     what this process granted alone is counted in Redis first (handover.py)
     store        Redis
 
+While the event loop cannot keep up (loop_watch.py), Redis is not asked: who would have to wait for its reply is told at
+once that the process is overloaded, and the policy's `on_redis_failure` says what comes of that.
+
 As long as none of them has anything to say, a decision costs one call and one look at each charge more than the store
 alone: 0.1 us for one charge (bench/limiter.py).
 """
@@ -23,6 +26,7 @@ from sidecar.core.limits import US_PER_S, Charge, Done, LimitOutcome, LimitStore
 from sidecar.core.overrides import Overrides
 from sidecar.edges.handover import Handover
 from sidecar.edges.leases import Leases
+from sidecar.edges.loop_watch import LoopWatch
 
 if TYPE_CHECKING:
     from sidecar.edges.local_store import LocalStore
@@ -46,7 +50,7 @@ class Unasked(LimitOutcome):
 
 
 class Limiter:
-    """Redis, and what stands in front of it. Use it in the event loop; give `denied` to the store as its `on_denied`.
+    """Redis, and what stands in front of it. `start` it in the event loop; `denied` is for the store's `on_denied`.
 
     Args:
         store: Redis.
@@ -61,6 +65,8 @@ class Limiter:
         denials: What is remembered; for metrics.
         handover: What is owed; for metrics.
         leases: What is held; for metrics.
+        watch: Whether the event loop keeps up; for metrics.
+        shed_total: Decisions that were not made because it does not.
         hot_keys: What is charged most, estimated from one decision in `SAMPLE_EVERY`.
     """
 
@@ -88,9 +94,16 @@ class Limiter:
         self._owed = self.handover.keys
         self.leases = Leases(store, now_us, on_returned=self._freed)
         self.local: LimitStore = _Local(self.handover, self._overrides)
+        self.watch = LoopWatch(self._engage)
+        self.shed_total = 0
+
+    def start(self) -> None:
+        """Begin to watch the event loop."""
+        self.watch.start()
 
     async def close(self) -> None:
         """Give back what is held, and stop."""
+        self.watch.close()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -107,11 +120,11 @@ class Limiter:
             return
         # two loops instead of one and a call: 0.1 us while nothing is remembered or owed, 0.3 us while something is
         if self.engaged:
-            remembered, owed = self._remembered, self._owed
+            remembered, owed, late = self._remembered, self._owed, self.watch.late
             for charge in charges:
                 limit = charge.limit
                 key = charge.key + limit.key_suffix
-                if charge.op or limit.lease or key in remembered or key in owed:
+                if charge.op or limit.lease or key in remembered or key in owed or late:
                     self._charge(charges, deadline, done)
                     return
         else:
@@ -149,13 +162,16 @@ class Limiter:
             return
         if len(self.denials) and any(known := self._known(charges)):
             self._answer_known(charges, known, deadline, done)
-        elif leased and not self.handover.active and self.leases.is_hot(charges):
+        elif leased and not self.handover.active and not self.watch.late and self.leases.is_hot(charges):
             self.leases.take(charges, deadline, done)
         else:
             self._send(charges, deadline, done)
 
     def _send(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
-        if self.handover.active and self.handover.owes(charges):
+        if self.watch.late and all(charge.op is Op.TAKE for charge in charges):
+            self.shed_total += 1
+            done(StoreFailure.OVERLOADED)
+        elif self.handover.active and self.handover.owes(charges):
             self.handover.settle_first(charges, deadline, done)
         else:
             self._store.charge(charges, deadline, done)
@@ -206,7 +222,7 @@ class Limiter:
         self._timer = None
         self.denials.expire(self._now_us())
         self.engaged = False
-        if len(self.denials) or self.handover.active:
+        if len(self.denials) or self.handover.active or self.watch.late:
             self._engage()
 
 

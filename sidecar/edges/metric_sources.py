@@ -121,6 +121,8 @@ def limiter(limiter: Limiter) -> Source:
         Sample("sidecar_handover_counters", (), handover.owed),
         Sample("sidecar_handover_cost_total", ("counted",), handover.handed_total),
         Sample("sidecar_handover_cost_total", ("lost",), handover.lost_total),
+        Sample("sidecar_limits_shed_total", (), limiter.shed_total),
+        Sample("sidecar_loop_lag_seconds", (), limiter.watch.lag_s),
     ]
 
 

@@ -58,6 +58,12 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         ("rule",),
         "Checks whose limits Redis did not enforce, decided as the policy's on_redis_failure says (local, allow).",
     ),
+    MetricRow(
+        "sidecar_shadow_denials_total",
+        _C,
+        ("limit",),
+        "Checks that a limit would have denied, were it not a shadow.",
+    ),
     MetricRow("sidecar_decision_latency_seconds", _H, (), "From the arrival of a Check to its answer."),
     MetricRow("sidecar_token_cache_hits_total", _C, (), "Tokens found verified in the cache."),
     MetricRow("sidecar_token_cache_misses_total", _C, (), "Tokens that were not in the cache."),
@@ -134,6 +140,15 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         _C,
         (),
         "Limit decisions made by the process itself while Redis was down.",
+    ),
+    MetricRow(
+        "sidecar_limits_shed_total",
+        _C,
+        (),
+        "Limit decisions that were not made because the event loop could not keep up; on_redis_failure decided.",
+    ),
+    MetricRow(
+        "sidecar_loop_lag_seconds", _G, (), "By how much the event loop was late when last looked at.", Merge.MAX
     ),
     MetricRow("sidecar_deny_cache_hits_total", _C, (), "Charges that were denied from memory, without asking Redis."),
     MetricRow("sidecar_deny_cache_entries", _G, (), "Denials that are remembered."),

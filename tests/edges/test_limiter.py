@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from time import perf_counter
 
 import pytest
 
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, Op, Source, StoreFailure
 from sidecar.core.overrides import Override, Overrides
+from sidecar.edges.loop_watch import LATE_S, LOOK_EVERY_S
 from tests.support.asking import ask, until
 from tests.support.limiting import limiting
 
@@ -167,6 +169,49 @@ async def test_ended_denials_leave_the_hot_path(sidecar):
     charge = Charge(Limit(name="l", requests=1, window_us=20_000), b"k")
     await exhausted(sidecar, charge)
     await until(lambda: not len(sidecar.limiter.denials) and not sidecar.limiter.engaged)
+
+
+def busy_for(seconds):
+    """Keep the event loop from doing anything else."""
+    until_s = perf_counter() + seconds
+    while perf_counter() < until_s:
+        pass
+
+
+async def stalled(limiter):
+    """Let the event loop fall behind, until it is noticed."""
+    for _ in range(10):
+        busy_for(LATE_S + LOOK_EVERY_S + 0.01)
+        await asyncio.sleep(0)
+        if limiter.watch.late:
+            return
+    raise AssertionError
+
+
+async def test_sheds_while_the_loop_is_late(sidecar):
+    """Whoever would have to wait for Redis is told at once; what is known is answered, what is given back is sent."""
+    over, within = Charge(LIMIT, b"over"), Charge(ROOMY, b"within")
+    await exhausted(sidecar, over)
+    await stalled(sidecar.limiter)
+    trips = sidecar.trips
+    assert ask(sidecar.limiter, within).result() is StoreFailure.OVERLOADED
+    assert sources(ask(sidecar.limiter, over).result()) == [Source.REMEMBERED]
+    assert (sidecar.trips, sidecar.limiter.shed_total) == (trips, 1)
+    refund = ask(sidecar.limiter, Charge(ROOMY, b"within", 1, Op.REFUND))
+    assert (await refund).allowed
+    await until(lambda: not sidecar.limiter.watch.late)
+    assert (await sidecar.verdict(within)).outcomes[0].used == 1
+
+
+async def test_one_long_turn_sheds_nothing(sidecar):
+    """A single stall passes; the lag is shown."""
+    await until(lambda: not sidecar.limiter.watch.late)
+    busy_for(LATE_S + LOOK_EVERY_S + 0.01)
+    for _ in range(2):  # timers come after what is ready already
+        await asyncio.sleep(0)
+    assert sidecar.limiter.watch.lag_s > LATE_S
+    assert not sidecar.limiter.watch.late
+    assert (await sidecar.verdict(Charge(ROOMY, b"r"))).allowed
 
 
 async def test_nothing_to_charge(sidecar):

@@ -73,6 +73,7 @@ async def limiting(
     redis = RedisStore(address, timeout_s=timeout_s)
     redis.start()
     sidecar = Limiting(redis, share, **settings)
+    sidecar.limiter.start()
     try:
         await until(lambda: redis.connection.connected)
         yield sidecar
