@@ -242,6 +242,7 @@ class App:
         self.store.on_denied = self.limiter.denied
         if not isinstance(self.store, RedisStore):
             self.store.refund = self.limiter.charge
+        self.limiter.start()
         stack.push_async_callback(self.limiter.close)
         if settings.redis is not None:
             self.follower.start()
@@ -370,7 +371,9 @@ class App:
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         self.jwks.replace(document.policy.issuers.values())
-        self.metrics.decisions.keep_rules([rule.name for rule in document.policy.rules.rules])
+        rules = document.policy.rules.rules
+        self.metrics.decisions.keep_rules([rule.name for rule in rules])
+        self.metrics.decisions.keep_limits({binding.limit.name for rule in rules for binding in rule.limits})
         self.metrics.ratelimit.keep_domains(document.policy.ratelimit.domains)
         _warn(document.policy.ratelimit.warnings)
         configure_log(document.settings.log_level, worker=self._role.index if self._role is not None else None)

@@ -20,10 +20,11 @@ from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
-from sidecar.core.limits import US_PER_S
+from sidecar.core.limits import US_PER_S, Algorithm
 from sidecar.core.paths import canonical, canonical_host
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges.audit_record import audit_record
+from sidecar.edges.holds import new_hold
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
 from sidecar.envoy import ext_authz
@@ -31,8 +32,11 @@ from sidecar.envoy.pb import ext_authz_pb2
 from sidecar.policy.compile import load
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar.core.bindings import LimitBinding
     from sidecar.core.keys import KeySet
-    from sidecar.core.limits import StoreFailure, Verdict
+    from sidecar.core.limits import Charge, LimitOutcome, StoreFailure, Verdict
     from sidecar.core.policy import Policy
 
 FETCH_TIMEOUT_S = 5.0
@@ -123,18 +127,21 @@ async def _explain(policy: Policy, message: bytes) -> Explanation:
     if isinstance(request, DenyReason):
         decision = Decision(request, None, None, (), policy.generation)
         context = None
+        charges: Sequence[Charge] = ()
     else:
         context = request
-        decision = await _decide(policy, context)
+        decision, charges = await _decide(policy, context)
     answer = MessageToDict(
         ext_authz_pb2.CheckResponse.FromString(ext_authz.encode(decision, context)), preserving_proto_field_name=True
     )
     record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))
-    steps = _steps(decision, message)
+    steps = _steps(decision, charges, message)
     return Explanation(tuple(steps), msgspec.to_builtins(record), answer)
 
 
-async def _decide(policy: Policy, request: Any) -> Decision:
+async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Charge]]:
+    """What is decided, and what was charged for it."""
+    charges: Sequence[Charge] = ()
     loop = asyncio.get_running_loop()
     jwks = JwksEngine(policy.issuers.values())
     jwks.start()
@@ -144,6 +151,9 @@ async def _decide(policy: Policy, request: Any) -> Decision:
         step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000)
         while not isinstance(step, Decision):
             if isinstance(step, pipeline.Charges):
+                charges = step.charges
+                if step.rule.reserves:
+                    step.reserve(new_hold())
                 verdict: asyncio.Future[Verdict | StoreFailure] = loop.create_future()
                 store.charge(step.charges, loop.time() + 1, verdict.set_result)
                 step = pipeline.settle(step, await verdict)
@@ -154,10 +164,10 @@ async def _decide(policy: Policy, request: Any) -> Decision:
                 step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000, fetched=True)
     finally:
         await jwks.stop()
-    return step
+    return step, charges
 
 
-def _steps(decision: Decision, message: bytes) -> list[tuple[str, str]]:
+def _steps(decision: Decision, charges: Sequence[Charge], message: bytes) -> list[tuple[str, str]]:
     """The story of a decision, told from what it carries."""
     http = ext_authz_pb2.CheckRequest.FromString(message).attributes.request.http
     path = canonical(http.path.partition("?")[0])
@@ -182,12 +192,39 @@ def _steps(decision: Decision, message: bytes) -> list[tuple[str, str]]:
         steps.append(
             ("authorize", f"holds (scopes named: {scopes or 'none'})" if rule.authorize else "whoever is proved")
         )
-    for outcome in decision.limits:
-        used = f"{outcome.used} of {outcome.limit.requests} in {outcome.limit.window_us / US_PER_S:g} s used"
-        steps.append(("limit", f"{outcome.limit.name!r}: {used}"))
+    if reason is DenyReason.COST_MALFORMED:
+        return [*steps, ("limit", denial), _outcome(decision)]
+    if decision.limits:
+        charged = zip(rule.limits, charges, decision.limits, strict=True)
+        steps += [("limit", _limit(binding, charge, outcome)) for binding, charge, outcome in charged]
     if not rule.limits:
         steps.append(("limit", "none"))
     return [*steps, _outcome(decision)]
+
+
+def _limit(binding: LimitBinding, charge: Charge, outcome: LimitOutcome) -> str:
+    """What one limit says: its plan, what was taken, what is used, and what else it does."""
+    limit = outcome.limit
+    plan = binding.plan_of(limit)
+    of_plan = f", plan {plan!r}" if plan is not None else ""
+    if limit.algorithm is Algorithm.CONCURRENCY:
+        used = f"{outcome.used} of {limit.requests} under way"
+    elif limit.calendar is not None:
+        used = f"{outcome.used} of {limit.requests} in this {limit.calendar.period} of {limit.calendar.zone} used"
+    else:
+        used = f"{outcome.used} of {limit.capacity} in {limit.window_us / US_PER_S:g} s used"
+    notes = [f"{limit.name!r}{of_plan}: {used}"]
+    if charge.cost != 1:
+        notes.append(f"cost {charge.cost}")
+    if charge.hold:
+        notes.append(f"held for {limit.hold_time_us / US_PER_S:g} s at most")
+    if limit.shadow:
+        notes.append("a shadow" if outcome.allowed else "a shadow that would have denied")
+    elif not outcome.allowed:
+        notes.append("exceeded")
+    if limit.warn_above is not None and outcome.used > limit.warn_above:
+        notes.append("above its soft threshold")
+    return ", ".join(notes)
 
 
 def _outcome(decision: Decision) -> tuple[str, str]:

@@ -32,8 +32,9 @@ issuers:
   main: {issuer: "https://issuer.example", audiences: [a], algorithms: [RS256], keys: {jwks_file: jwks.json}}
 limits:
   all: {rate: 5/minute, key: {constant: x}}
+  ghost: {rate: 0/minute, key: {constant: x}, shadow: true}
 rules:
-  - {name: open, match: {path: {prefix: /open}}, anonymous: true, limits: [all]}
+  - {name: open, match: {path: {prefix: /open}}, anonymous: true, limits: [all, ghost]}
 ratelimit: {directory: ratelimit}
 audit: {destination: {file: audit.log}}
 """

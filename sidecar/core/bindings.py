@@ -1,7 +1,7 @@
 """A limit as rules use it: which counter a request is counted in, at which rate, and what the request costs.
 
-The rate is the limit's own, or that of the caller's plan. The cost is a constant, or taken from the request. A cost that
-cannot be read is never guessed: the request is denied, since too small a guess would let it pass uncounted and the
+The rate is the limit's own, or that of the caller's plan. The cost is a constant, or taken from the request. A cost
+that cannot be read is never guessed: the request is denied, since too small a guess would let it pass uncounted and the
 greatest would be taken from a caller who may have made a slip.
 """
 
@@ -104,6 +104,11 @@ class LimitBinding:
     def limits(self) -> tuple[Limit, ...]:
         """The limit with its own rate, then with those of its plans."""
         return (self.limit, *(self.plans.limits.values() if self.plans is not None else ()))
+
+    def plan_of(self, limit: Limit) -> str | None:
+        """The plan whose limit this is; None for the limit with its own rate."""
+        plans = self.plans.limits if self.plans is not None else {}
+        return next((plan for plan, each in plans.items() if each is limit), None)
 
     def charge(
         self, request: RequestContext, principal: Principal | None, parameters: PathParameters

@@ -29,11 +29,12 @@ _NO_CLAIMS: Final[Mapping[str, str | None]] = {}
 
 
 class LimitRecord(msgspec.Struct, gc=False):
-    """One limit that was charged."""
+    """One limit that was charged; one that is a shadow denies nothing."""
 
     name: str
     allowed: bool
     remaining: int
+    shadow: bool
 
 
 class AuditRecord(msgspec.Struct, gc=False):
@@ -81,7 +82,7 @@ def audit_record(event: DecisionEvent, claim_names: Sequence[str] = ()) -> Audit
         shown_host(request.host, TEXT_CHARACTERS_MAX),
         shown_path(request.path, TEXT_CHARACTERS_MAX),
         request.source_address[_CUT],
-        [LimitRecord(outcome.limit.name, outcome.allowed, outcome.remaining) for outcome in decision.limits],
+        [LimitRecord(each.limit.name, each.allowed, each.remaining, each.limit.shadow) for each in decision.limits],
         decision.degraded,
         event.latency_us,
         decision.generation,

@@ -74,14 +74,15 @@ class LatencyHistogram:
 class DecisionMetrics:
     """Counts decisions by rule and reason, and their latency.
 
-    The series are bounded: rules come from the policy, reasons from a closed set, and `keep_rules` forgets the rules
-    that a new policy no longer has.
+    The series are bounded: rules and limits come from the policy, reasons from a closed set, and `keep_rules` and
+    `keep_limits` forget those that a new policy no longer has.
     """
 
     def __init__(self) -> None:
         self._allowed: dict[str, int] = {}
         self._refused: dict[tuple[str, str, str], int] = {}
         self._degraded: dict[str, int] = {}
+        self._shadowed: dict[str, int] = {}
         self._latency = LatencyHistogram()
 
     def observe(self, event: DecisionEvent) -> None:
@@ -96,6 +97,9 @@ class DecisionMetrics:
             self._refused[key] = self._refused.get(key, 0) + 1
         if decision.degraded:
             self._degraded[rule] = self._degraded.get(rule, 0) + 1
+        if decision.shadowed:
+            for limit in decision.shadowed:
+                self._shadowed[limit] = self._shadowed.get(limit, 0) + 1
         self._latency.observe(event.latency_us)
 
     def keep_rules(self, names: Collection[str]) -> None:
@@ -105,6 +109,10 @@ class DecisionMetrics:
         self._refused = {key: count for key, count in self._refused.items() if key[0] in kept}
         self._degraded = {rule: count for rule, count in self._degraded.items() if rule in kept}
 
+    def keep_limits(self, names: Collection[str]) -> None:
+        """Forget the series of every limit that is not named here."""
+        self._shadowed = {limit: count for limit, count in self._shadowed.items() if limit in names}
+
     def samples(self) -> list[Sample]:
         """The counts now."""
         total = "sidecar_decisions_total"
@@ -113,6 +121,7 @@ class DecisionMetrics:
         samples += [
             Sample("sidecar_decisions_degraded_total", (rule,), count) for rule, count in self._degraded.items()
         ]
+        samples += [Sample("sidecar_shadow_denials_total", (limit,), count) for limit, count in self._shadowed.items()]
         samples.append(Sample("sidecar_decision_latency_seconds", (), self._latency.buckets()))
         return samples
 

@@ -27,7 +27,7 @@ PLANS_MAX = 1000
 """Of one limit: all of them are compiled when the policy is loaded."""
 
 HOLD_LEAST, HOLD_MOST = "100ms", "1d"
-"""Shorter, and slow answers would be settled after their holds lapsed; longer, and what is lost stays taken too long."""
+"""Shorter, and slow answers are settled after their holds lapsed; longer, and what is lost stays taken too long."""
 
 ClaimPath: TypeAlias = OneOrMany[Text]
 """`a.b`, or a list of names where a name has a dot of its own."""

@@ -86,7 +86,7 @@ async def test_a_record_says_who_did_what_and_why(tmp_path):
             "host": "api.example.com",
             "path": "/orders/1",
             "source_address": "10.0.0.9",
-            "limits": [{"name": "per-user", "allowed": True, "remaining": 6}],
+            "limits": [{"name": "per-user", "allowed": True, "remaining": 6, "shadow": False}],
             "degraded": False,
             "latency_us": 345,
             "generation": 7,
