@@ -284,8 +284,9 @@ class App:
             jwks=self.jwks,
             store=self.limiter,
             local=self._counts_locally(),
-            on_event=self._decided,
+            on_events=self._decided,
             on_bug=_report_bug,
+            soon=asyncio.get_running_loop().call_soon,
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
@@ -388,10 +389,10 @@ class App:
         for name in HEALTH_NAMES:
             self.health.set(name, self._serving and self.jwks.ready)
 
-    def _decided(self, event: DecisionEvent) -> None:
-        self.metrics.decisions.observe(event)
+    def _decided(self, events: Sequence[DecisionEvent]) -> None:
+        self.metrics.decisions.observe(*events)
         if self.audit is not None:
-            self.audit.put(event)
+            self.audit.put(*events)
 
     def _ratelimit_answered(self, event: RateLimitEvent) -> None:
         self.metrics.ratelimit.observe(event.domain, event.answer.value, int(event.latency_s * US_PER_S))
@@ -402,6 +403,8 @@ class App:
     def _redis_changed(self, reason: str) -> None:
         """Connected, where `reason` is empty; else the connection is lost, or was not to be had."""
         _report_redis(reason)
+        if not reason:
+            self.limiter.handover.hurry()
 
     def _add_metric_sources(self) -> None:
         sources = [

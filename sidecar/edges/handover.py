@@ -93,9 +93,16 @@ class Handover:
         """Stop; what is still owed is lost."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self.lost_total += sum(debt.cost for debt in self._owed.values())
         self._owed.clear()
         self.active = False
+
+    def hurry(self) -> None:
+        """There is news of Redis, such as a fresh connection: look now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._turn()
 
     def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
         """Decide all charges in this process, note what Redis has to count, then call `done`."""

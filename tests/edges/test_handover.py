@@ -241,6 +241,15 @@ async def test_what_has_faded_is_not_counted(paired):
     assert paired.counted(sliding) == 20
 
 
+async def test_news_of_redis_is_used_at_once(paired):
+    """A fresh connection ends the wait for the next attempt; without debts it is no news."""
+    paired.handover.hurry()
+    await paired.grant(CHARGE)
+    paired.handover.hurry()
+    assert paired.counted(CHARGE) == 1
+    assert (paired.handover.owed, paired.handover.handed_total) == (0, 1)
+
+
 async def test_only_what_was_taken_is_owed(paired):
     """Not denials, unless the limit counts them; not holds; less what was given back."""
     await paired.grant(Charge(Limit(name="none", requests=0, window_us=HOUR_US), b"denied"))
