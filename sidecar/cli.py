@@ -226,6 +226,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     policy = load(arguments.file, 1).policy
     counts = f"{len(policy.rules.rules)} rules, {len(policy.issuers)} issuers, {len(policy.ratelimit.domains)} domains"
+    _print_warnings(policy.ratelimit.warnings)
     print(f"{arguments.file}: good ({counts})")
     return 0
 
@@ -235,11 +236,15 @@ def _check_directory(directory: Path, *, merge_domains: bool) -> int:
     from sidecar.policy.ratelimit_files import load_directory  # noqa: PLC0415
 
     config = load_directory(directory, RateLimitOptions(merge_domains=merge_domains), files="visible")
-    for warning in config.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    _print_warnings(config.warnings)
     limits = sum(len(domain.limits) for domain in config.domains.values())
     print(f"{directory}: good ({len(config.domains)} domains, {limits} limits)")
     return 0
+
+
+def _print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _schema(_arguments: argparse.Namespace) -> int:

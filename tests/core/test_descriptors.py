@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from sidecar.core.descriptors import (
     OVERRIDES_MAX,
+    Counting,
     DescriptorLimit,
     DescriptorRule,
     Domain,
     RateLimitConfig,
+    RateLimitOptions,
     RateLimitRule,
     Unit,
 )
-from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge, LimitOutcome
+from sidecar.core.limits import WINDOW_US_MAX, Algorithm, Charge, LimitOutcome, Source
 
 if TYPE_CHECKING:
     from sidecar.core.descriptor_stats import LimitStats
@@ -319,6 +321,43 @@ def test_shadow_hits_are_over_limit_and_shadow():
     assert found is not None
     count(found, 2, 12, allowed=False)
     assert figures(found.stats) == (2, 2, 0, 0, 2)
+
+
+class Remembered(LimitOutcome):
+    source = Source.REMEMBERED
+
+
+class Unasked(LimitOutcome):
+    source = Source.UNASKED
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_hits_that_a_remembered_denial_refuses_have_a_name_of_their_own(shadow):
+    """They are over the limit as a whole, and counted as refused by the local cache besides."""
+    found = Domain("d", [leaf("k", shadow_mode=shadow)]).find(entries(("k", "v")))
+    assert found is not None
+    assert found.limit is not None
+    found.count(found.stats, 3, Remembered(found.limit, False, 11, 0, 5, 5))
+    assert figures(found.stats) == (3, 3, 0, 0, 3 if shadow else 0)
+    assert found.stats.over_limit_with_local_cache == 3
+
+
+def test_hits_of_which_nothing_is_known_are_in_the_total_only():
+    """Where another limit's remembered denial decided, this one was not asked: neither within nor over."""
+    found = Domain("d", [leaf("k")]).find(entries(("k", "v")))
+    assert found is not None
+    assert found.limit is not None
+    found.count(found.stats, 3, Unasked(found.limit, True, 0, 10, 0, 0))
+    assert figures(found.stats) == (3, 0, 0, 0, 0)
+
+
+def test_hits_that_were_not_counted_are_over_as_a_whole():
+    """An algorithm that does not count what it refuses refuses all of it."""
+    sliding = RateLimitOptions(algorithms={"d": Counting(algorithm=Algorithm.SLIDING_WINDOW)})
+    found = Domain("d", [leaf("k")], sliding).find(entries(("k", "v")))
+    assert found is not None
+    count(found, 5, 8, allowed=False)
+    assert figures(found.stats) == (5, 5, 0, 0, 0)
 
 
 def count(found: DescriptorLimit, hits: int, used: int, *, allowed: bool) -> None:

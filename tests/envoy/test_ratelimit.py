@@ -428,3 +428,23 @@ def test_a_status_reads_as_it_was_meant(requests, unit, name, multiplier, outcom
     statuses = Statuses([asked], [LimitOutcome(limit, allowed, 0, remaining, 0, reset_us)])
     assert RateLimitResponse.FromString(statuses.response) == expected
     assert statuses.is_over_limit != allowed
+
+
+def test_a_key_with_a_figure_of_its_own_tells_it(service):
+    """Where an operator gave one key another figure, `current_limit` of its statuses has it, and only of its."""
+    basic = service(BASIC)
+    [asked, other] = [Asked(b"", limit, limit.stats, Charge(limit.limit, b"")) for limit in two_limits(basic)]
+    raised = Limit(name="", requests=50, window_us=asked.limit.limit.window_us)
+    for outcome, expected in (
+        (LimitOutcome(raised, True, 1, 49, 0, 0), 50),
+        (LimitOutcome(asked.limit.limit, True, 1, 2, 0, 0), 3),
+        (LimitOutcome(raised, True, 1, 49, 0, 0), 50),
+    ):
+        outcomes = [outcome, LimitOutcome(other.limit.limit, True, 0, 0, 0, 0)]
+        answer = RateLimitResponse.FromString(Statuses([asked, other], outcomes).response)
+        assert [each.current_limit.requests_per_unit for each in answer.statuses] == [expected, 0]
+
+
+def two_limits(basic):
+    limits = {limit.stats.limit: limit for limit in basic.config.domains["d"].limits}
+    return limits["user"], limits["blocked"]

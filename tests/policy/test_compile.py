@@ -66,7 +66,7 @@ def test_settings_are_what_the_file_says(full, full_directory):
     assert (settings.local_share, settings.log_level) == (0.25, "warning")
     assert settings.audit == str(directory / "audit.jsonl")
     assert settings.ratelimit_directory == str(directory / "ratelimit")
-    assert full.policy.ratelimit.on_failure is OnFailure.ALLOW
+    assert full.policy.ratelimit.options.on_failure is OnFailure.ALLOW
 
 
 def test_redis_settings_hold_the_password_and_never_show_it(full):
