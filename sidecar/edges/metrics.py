@@ -85,22 +85,23 @@ class DecisionMetrics:
         self._shadowed: dict[str, int] = {}
         self._latency = LatencyHistogram()
 
-    def observe(self, event: DecisionEvent) -> None:
-        """Count one decision."""
-        decision = event.decision
-        rule = NO_RULE if decision.rule is None else decision.rule.name
-        reason = decision.reason
-        if reason is None:
-            self._allowed[rule] = self._allowed.get(rule, 0) + 1
-        else:
-            key = (rule, outcome_label(decision), reason.value)
-            self._refused[key] = self._refused.get(key, 0) + 1
-        if decision.degraded:
-            self._degraded[rule] = self._degraded.get(rule, 0) + 1
-        if decision.shadowed:
+    def observe(self, *events: DecisionEvent) -> None:
+        """Count decisions."""
+        allowed, refused, degraded, shadowed = self._allowed, self._refused, self._degraded, self._shadowed
+        for event in events:
+            decision = event.decision
+            rule = NO_RULE if decision.rule is None else decision.rule.name
+            reason = decision.reason
+            if reason is None:
+                allowed[rule] = allowed.get(rule, 0) + 1
+            else:
+                key = (rule, outcome_label(decision), reason.value)
+                refused[key] = refused.get(key, 0) + 1
+            if decision.degraded:
+                degraded[rule] = degraded.get(rule, 0) + 1
             for limit in decision.shadowed:
-                self._shadowed[limit] = self._shadowed.get(limit, 0) + 1
-        self._latency.observe(event.latency_us)
+                shadowed[limit] = shadowed.get(limit, 0) + 1
+            self._latency.observe(event.latency_us)
 
     def keep_rules(self, names: Collection[str]) -> None:
         """Forget the series of every rule that is not named here."""
@@ -212,13 +213,13 @@ def merged(by_worker: Sequence[tuple[str, Sequence[Sample]]]) -> list[Sample]:
     return [Sample(name, labels, value) for (name, labels), value in values.items()]
 
 
-def render(samples: Iterable[Sample], accept: str = "") -> tuple[bytes, str]:
-    """The exposition of all metrics of `METRICS`, and its content type as negotiated by an Accept header."""
+def render(samples: Iterable[Sample], accept: str = "", more: Sequence[Metric] = ()) -> tuple[bytes, str]:
+    """The exposition of all metrics of `METRICS` and of `more`; its content type as negotiated by an Accept header."""
     by_name: dict[str, list[Sample]] = {row.name: [] for row in METRICS}
     for sample in samples:
         by_name[sample.name].append(sample)
     encode, content_type = choose_encoder(accept)
-    return encode(_Collected([_family(name, held) for name, held in by_name.items()])), content_type
+    return encode(_Collected([*(_family(name, held) for name, held in by_name.items()), *more])), content_type
 
 
 class _Collected:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, cast
 import uvloop
 
 from sidecar.app import App, embedded_redis
-from sidecar.edges.admin import AdminServer
+from sidecar.edges.admin import AdminServer, Answer
 from sidecar.edges.embedded_valkey import EmbeddedValkeyError
 from sidecar.edges.file_watch import signatures
 from sidecar.edges.log import configure_log, get_log
-from sidecar.edges.worker_scrape import metrics_route
+from sidecar.edges.metrics import render
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT
-from sidecar.ratelimit import debug, environment, variables
+from sidecar.ratelimit import debug, environment, reference_metrics, variables
 from sidecar.ratelimit.http_json import health_route, json_route, text_route
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class RateLimitApp(App):
         await self._listen(stack, self._reference.http, {"/json": json, "/healthcheck": health_route(self._healthy)})
         if self._reference.prometheus is not None:
             address, path = self._reference.prometheus
-            await self._listen(stack, address, {path: metrics_route(self._samples)})
+            await self._listen(stack, address, {path: self._show_metrics})
         if self.xds is not None and not self._reference.force_start:
             stopped = asyncio.ensure_future(stop.wait())
             configured = asyncio.ensure_future(self._configured.wait())
@@ -124,6 +124,14 @@ class RateLimitApp(App):
         stack.push_async_callback(server.close)
         _log.info("listening", address=str(bound), paths=sorted(routes))
 
+    async def _show_metrics(self, headers: Mapping[str, str]) -> Answer:
+        samples, holder = self.metrics.samples(), self.holder
+        more = reference_metrics.families(
+            holder.policy.ratelimit, samples, loads=holder.accepted_total + 1, loads_refused=holder.refused_total
+        )
+        body, content_type = render(samples, headers.get("accept", ""), more)
+        return Answer(200, body, content_type)
+
     def _admin_routes(self) -> dict[str, Route]:
         async def index() -> str:
             return debug.index()
@@ -136,6 +144,7 @@ class RateLimitApp(App):
 
         return {
             **super()._admin_routes(),
+            "/metrics": self._show_metrics,
             "/": text_route(index),
             "/rlconfig": text_route(rlconfig),
             "/stats": text_route(stats),

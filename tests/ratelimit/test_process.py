@@ -137,6 +137,7 @@ def test_metrics_are_scraped_where_prometheus_looks(shared: RateLimitProcess) ->
     assert reply is not None
     assert reply.status == 200
     assert b"sidecar_ratelimit_total" in reply.body
+    assert b"ratelimit_service_total_requests" in reply.body
     assert "sidecar_ratelimit_total" in shared.text("/metrics")
 
 
