@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sidecar.conformance.command import write_configurations
 from sidecar.conformance.grpc_target import GrpcTarget
 from sidecar.conformance.runner import Runner
 from sidecar.demo.processes import Child, free_port
+from tests.support.ratelimit_process import RateLimitProcess
 from tests.support.valkey import ValkeyProcess
 
 KIT = load_kit()
@@ -26,6 +26,20 @@ SETTINGS = {
     "global_quota_mode": {"quota_mode": True},
 }
 """What the policy says so that the service has a feature; it has the others without being told."""
+
+VARIABLES = {
+    "merged_domains": "MERGE_DOMAIN_CONFIG",
+    "headers": "LIMIT_RESPONSE_HEADERS_ENABLED",
+    "dynamic_metadata": "RESPONSE_DYNAMIC_METADATA",
+    "global_shadow_mode": "SHADOW_MODE",
+    "global_quota_mode": "QUOTA_MODE",
+}
+"""The same for the service that starts from environment variables."""
+
+ALL = frozenset(FEATURES) - MODES
+SERVERS = pytest.mark.parametrize(
+    "features", [ALL, *(frozenset({mode}) for mode in sorted(MODES))], ids=["all", *sorted(MODES)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +79,34 @@ def serve(directory: Path, valkey: ValkeyProcess, features: frozenset[str]) -> t
     return child, f"127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize(
-    "features",
-    [frozenset(FEATURES) - MODES, *(frozenset({mode}) for mode in sorted(MODES))],
-    ids=["all", *sorted(MODES)],
-)
-def test_sidecar_serve_conforms(tmp_path, valkey, features):
-    """Every case that these settings are about passes."""
-    child, address = serve(tmp_path, valkey, features)
-    try:
-        with GrpcTarget(address) as target:
-            results = [result for result in Runner(target, features).run(KIT) if result.outcome != "skipped"]
-    finally:
-        child.stop()
+def conforms(address: str, features: frozenset[str]) -> None:
+    """Every case that a service with these features can be asked passes."""
+    with GrpcTarget(address) as target:
+        results = [result for result in Runner(target, features).run(KIT) if result.outcome != "skipped"]
     assert [(result.case.title, result.differences) for result in results if result.differences] == []
     assert len(results) == sum(case.runs_with(features) for case in KIT) > 0
+
+
+@SERVERS
+def test_sidecar_serve_conforms(tmp_path, valkey, features):
+    """With a policy file."""
+    child, address = serve(tmp_path, valkey, features)
+    try:
+        conforms(address, features)
+    finally:
+        child.stop()
+
+
+@SERVERS
+def test_sidecar_ratelimit_conforms(tmp_path, valkey, features):
+    """From the reference's variables alone, with its cache of denials."""
+    variables = {variable: "true" for feature, variable in VARIABLES.items() if feature in features}
+    process = RateLimitProcess(
+        tmp_path, REDIS_URL=f"127.0.0.1:{valkey.port}", LOCAL_CACHE_SIZE_IN_BYTES="1000000", **variables
+    )
+    write_configurations([case for case in KIT if case.runs_with(features)], process.files)
+    process.start()
+    try:
+        conforms(f"127.0.0.1:{process.grpc}", features)
+    finally:
+        process.stop()
