@@ -395,7 +395,7 @@ class App:
             self.audit.put(*events)
 
     def _ratelimit_answered(self, event: RateLimitEvent) -> None:
-        self.metrics.ratelimit.observe(event.domain, event.answer.value, int(event.latency_s * US_PER_S))
+        self.metrics.ratelimit.observe(event.domain, event.answer, int(event.latency_s * US_PER_S))
 
     def _redis_answered(self, seconds: float) -> None:
         self.redis_latency.observe(int(seconds * US_PER_S))
