@@ -32,7 +32,7 @@ HITS_MAX: Final = REQUESTS_MAX + 1
 """Hits of one descriptor; more are counted as this many, which is above every limit."""
 
 REMEMBERED_MAX: Final = 8192
-"""Descriptors that are remembered, of all domains together: some 6 MB when full, 14 MB at the worst."""
+"""Descriptors that are remembered, of all domains together: some 4 MB when full, 12 MB at the worst."""
 
 REMEMBERED_BYTES_MAX: Final = 1024
 """Longer descriptors are not remembered."""
