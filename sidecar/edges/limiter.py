@@ -10,7 +10,7 @@ While the event loop cannot keep up (loop_watch.py), Redis is not asked: who wou
 once that the process is overloaded, and the policy's `on_redis_failure` says what comes of that.
 
 As long as none of them has anything to say, a decision costs one call and one look at each charge more than the store
-alone: 0.1 us for one charge (bench/limiter.py).
+alone: 0.1 us for one charge.
 """
 
 from __future__ import annotations

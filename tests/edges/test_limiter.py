@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import pytest
 
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, Op, Source, StoreFailure
 from sidecar.core.overrides import Override, Overrides
+from sidecar.edges.limiter import Limiter
+from sidecar.edges.local_store import LocalStore
 from sidecar.edges.loop_watch import LATE_S, LOOK_EVERY_S
+from sidecar.edges.redis_parts import charge_parts
+from sidecar.edges.redis_store import RedisCounts
 from tests.support.asking import ask, until
 from tests.support.limiting import limiting
 
@@ -169,6 +174,50 @@ async def test_ended_denials_leave_the_hot_path(sidecar):
     charge = Charge(Limit(name="l", requests=1, window_us=20_000), b"k")
     await exhausted(sidecar, charge)
     await until(lambda: not len(sidecar.limiter.denials) and not sidecar.limiter.engaged)
+
+
+class TwoServers:
+    """Two in memory, as a Cluster has them: what begins with `b` is on the second, which answers when it is told to."""
+
+    def __init__(self):
+        self.servers = LocalStore(), LocalStore()
+        self.late = []
+        self.refund = self.charge
+        self.on_denied = None
+
+    def charge(self, charges, deadline, done):
+        places = [[], []]
+        for place, charge in enumerate(charges):
+            places[charge.key[:1] == b"b"].append(place)
+        asked = [(self._asking(server), each) for server, each in enumerate(places) if each]
+        charge_parts(asked, charges, deadline, done, refund=self.refund, counts=RedisCounts())
+
+    def _asking(self, server):
+        def ask_one(charges, deadline, done):
+            def answered(answer):
+                if not answer.allowed:
+                    self.on_denied(charges, answer, perf_counter())
+                done(answer)
+
+            ask_it = partial(self.servers[server].charge, charges, deadline, answered)
+            self.late.append(ask_it) if server else ask_it()
+
+        return ask_one
+
+
+async def test_what_is_given_back_over_several_servers_is_seen():
+    """A denial by what another decision took for a moment, in a Cluster, is not remembered beyond that."""
+    store = TwoServers()
+    limiter = Limiter(store, LocalStore())
+    store.on_denied, store.refund = limiter.denied, limiter.charge
+    alone = Charge(LIMIT, b"a")
+    both = ask(limiter, alone, Charge(replace(LIMIT, requests=0), b"b"))
+    assert not (await ask(limiter, alone)).allowed
+    assert sources(await ask(limiter, alone)) == [Source.REMEMBERED]
+    store.late.pop()()
+    assert not (await both).allowed
+    assert (await ask(limiter, alone)).allowed
+    await limiter.close()
 
 
 def busy_for(seconds):
