@@ -184,7 +184,7 @@ class _LimitCompiler:
             message = f"a calendar's windows are not for {algorithm}"
             self._fault((*where, "calendar"), message, "algorithm: fixed_window, or window")
         if rate.burst is not None and algorithm is not Algorithm.GCRA:
-            self._fault((*where, "burst"), f"it is not for {algorithm}", "algorithm: gcra, or leave the key out")
+            self._fault((*where, "burst"), f"a burst is not for {algorithm}", "algorithm: gcra, or leave the key out")
         if rate.calendar is not None:
             period = Period(rate.calendar)
             calendar = load_calendar(period, rate.time_zone)
@@ -205,15 +205,19 @@ class _LimitCompiler:
             message = "concurrency needs a time after which a request that was never reported done no longer counts"
             self._fault(("reserve",), message, "reserve: {hold: 60s}")
         held = concurrency or section.reserve is not None
-        why = "concurrency holds" if concurrency else "reserve takes holds"
+        holder = "concurrency" if concurrency else "reserve"
         if held and section.count_denied:
-            self._fault(("count_denied",), f"{why}, and nobody settles what was denied", leave_out)
+            self._fault(("count_denied",), f"{holder} takes holds, and nobody settles what was denied", leave_out)
         if held and section.deny_cache:
-            self._fault(("deny_cache",), f"{why}, which may be given back at any time", leave_out)
+            self._fault(
+                ("deny_cache",),
+                f"{holder} takes holds, and any may be given back early",
+                leave_out,
+            )
         if section.lease is None:
             return
         if held:
-            self._fault(("lease",), f"{why}, which are not to be had ahead", leave_out)
+            self._fault(("lease",), f"{holder} takes holds, and no process can hold for another", leave_out)
         if algorithm is Algorithm.SLIDING_LOG:
             message = "sliding_log is exact, and what is leased is counted before it is granted"
             self._fault(("lease",), message, "another algorithm, or leave the key out")

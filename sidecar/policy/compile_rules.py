@@ -196,7 +196,7 @@ class RuleCompiler:
     ) -> None:
         if isinstance(selector, ClaimSelector) and anonymous:
             message = f"{what} takes a claim, and nobody is proved where the rule is anonymous"
-            self.validated.fault(where, message, "header, client_address, path_parameter or constant")
+            self.validated.fault(where, message, "header, metadata, client_address, path_parameter or constant")
         if isinstance(selector, PathParameterSelector) and parameters is None:
             message = f"{what} takes a path parameter, and the defaults are for rules with any path"
             self.validated.fault(where, message, "the header in the rules whose template has the parameter")
