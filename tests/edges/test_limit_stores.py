@@ -219,3 +219,16 @@ async def test_a_second_is_counted_beside_a_longer_window(store):
     second = Charge(limit_of(10, window_us=US_PER_S), b"{a}")
     assert (await verdict(store, second, Charge(limit_of(1), b"{a}"))).allowed
     assert not (await verdict(store, second, Charge(limit_of(1), b"{a}"))).allowed
+
+
+@ALGORITHMS
+async def test_reservations_at_once_never_exceed_the_limit(store, algorithm):
+    """Of 300 reservations at once exactly as many hold as fit; what was not needed is free once they are settled."""
+    limit = limit_of(777, algorithm, hold_us=HOUR_US)
+    answers = await asyncio.gather(*(ask(store, Charge(limit, b"{a}", 7, hold=n)) for n in range(1, 301)))
+    granted = [n for n, answer in enumerate(answers, 1) if answer.allowed]
+    assert len(granted) == 777 // 7
+    assert await used(store, Charge(limit, b"{a}")) == 777
+    await asyncio.gather(*(ask(store, Charge(limit, b"{a}", 2, Op.SETTLE, hold=n)) for n in granted))
+    left = 0 if algorithm is Algorithm.CONCURRENCY else 2 * len(granted)
+    assert left - 1 <= await used(store, Charge(limit, b"{a}")) <= left
