@@ -259,6 +259,10 @@ class ValkeyCluster:
         """Those that say so and have slots."""
         return [node for node in self.nodes if node.role() == "master"]
 
+    def repair(self) -> None:
+        """Wait until it is again as it was at the start."""
+        wait_until(self.whole, "a whole cluster", PATIENCE_S)
+
     def begin_move(self, slot: int, source: ValkeyProcess, target: ValkeyProcess) -> None:
         """From now on new keys of the slot are the target's: the source answers ASK for them."""
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.ask("CLUSTER", "MYID"))
