@@ -90,12 +90,14 @@ class DenyCache:
         """What is known of a TAKE without asking the store: that it is denied, or nothing."""
         limit = charge.limit
         known = self._denials.get(charge.key + limit.key_suffix)
-        if known is None or now_us >= known.until_us or not _covers(known, charge):
+        if known is None or now_us >= known.until_us:
+            return None
+        if (known.limit is not limit or known.cost != charge.cost) and not _covers(known, charge):
             return None
         self.hits_total += 1
         retry_after_us = -1 if known.retry_at_us is None else known.retry_at_us - now_us
-        reset_after_us = max(known.reset_at_us - now_us, 0)
-        return RememberedDenial(limit, False, known.used, 0, retry_after_us, reset_after_us)
+        reset_after_us = known.reset_at_us - now_us
+        return RememberedDenial(limit, False, known.used, 0, retry_after_us, max(0, reset_after_us))
 
     def remember(
         self, charges: Sequence[Charge], outcomes: Sequence[LimitOutcome], asked_us: int, heard_us: int

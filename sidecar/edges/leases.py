@@ -141,25 +141,35 @@ class Leases:
 
     def grant(self, charges: Sequence[Charge]) -> Verdict | None:
         """Grant a decision from what is held of every one of its keys; None where that is not enough."""
-        held, now_us = self._held, self._now_us()
+        if not self._held:
+            return None
+        now_us = self._now_us()
+        if len(charges) == 1:
+            lease = self._lease_for(charges[0], now_us)
+            return None if lease is None else Verdict(True, (self._granted(lease, charges[0], now_us),))
         leases: list[_Lease] = []
         for charge in charges:
-            lease = held.get(charge.key + charge.limit.key_suffix)
-            if lease is None or not charge.cost or lease.left < charge.cost or lease.until_us < now_us:
-                break
-            if charge.op is not Op.TAKE or charge.hold or lease.limit is not charge.limit or lease in leases:
+            lease = self._lease_for(charge, now_us)
+            if lease is None or lease in leases:
                 break
             leases.append(lease)
         else:
             return Verdict(True, tuple(self._granted(*pair, now_us) for pair in zip(leases, charges, strict=True)))
         return None
 
+    def _lease_for(self, charge: Charge, now_us: int) -> _Lease | None:
+        lease = self._held.get(charge.key + charge.limit.key_suffix)
+        if lease is None or lease.left < charge.cost or lease.until_us < now_us or lease.limit is not charge.limit:
+            return None
+        return None if charge.op or charge.hold or not charge.cost else lease
+
     def _granted(self, lease: _Lease, charge: Charge, now_us: int) -> LeasedGrant:
         lease.left -= charge.cost
         lease.used += charge.cost
         self.granted_total += charge.cost
-        reset_after_us = max(lease.reset_at_us - now_us, 0)
-        return LeasedGrant(charge.limit, True, lease.used, lease.remaining + lease.left, 0, reset_after_us)
+        reset_after_us = lease.reset_at_us - now_us
+        remaining = lease.remaining + lease.left
+        return LeasedGrant(charge.limit, True, lease.used, remaining, 0, max(0, reset_after_us))
 
     def is_hot(self, charges: Sequence[Charge]) -> bool:
         """Count the charges, and say whether to `take` ahead: all of their keys are hot and can be leased."""
