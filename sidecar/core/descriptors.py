@@ -147,6 +147,9 @@ class Counting:
         )
 
 
+_AS_THE_REFERENCE_COUNTS: Final = Counting()
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class DescriptorLimit:
     """What matching finds: a limit, ready to be charged.
@@ -181,6 +184,8 @@ class DescriptorLimit:
     def count(self, stats: LimitStats, hits: int, outcome: LimitOutcome) -> None:
         """Add one outcome to the statistics; `outcome.used` includes these hits where they were counted."""
         stats.total_hits += hits
+        if outcome.source is Source.UNASKED:
+            return
         if not outcome.allowed:
             over = hits
             if outcome.source is Source.REMEMBERED:
@@ -190,11 +195,11 @@ class DescriptorLimit:
             stats.over_limit += over
             if self.shadow_mode:
                 stats.shadow_mode += over
-        elif outcome.source is not Source.UNASKED:
-            stats.within_limit += hits
-            near = outcome.used - self.near_threshold
-            if near > 0:
-                stats.near_limit += near if near < hits else hits  # noqa: FURB136 - min() costs a call
+            return
+        stats.within_limit += hits
+        near = outcome.used - self.near_threshold
+        if near > 0:
+            stats.near_limit += near if near < hits else hits  # noqa: FURB136 - min() costs a call
 
     def _over(self, stats: LimitStats, hits: int, used: int, requests: int) -> int:
         """How many of these hits are beyond the limit; those before them that are near it are counted."""
@@ -239,6 +244,7 @@ class RateLimitOptions:
         response_dynamic_metadata: Answers carry what was asked, and the metadata of what passed.
         merge_domains: Several files may have the same domain.
         deny_cache: A process may remember which counters are exhausted; Redis then does not count what it refuses.
+        counting: Of limits that `algorithms` says nothing of.
         algorithms: Counting by `domain` or `domain/path`, for all limits at the path and below; the longest counts.
     """
 
@@ -251,6 +257,7 @@ class RateLimitOptions:
     response_dynamic_metadata: bool = False
     merge_domains: bool = False
     deny_cache: bool = False
+    counting: Counting = _AS_THE_REFERENCE_COUNTS
     algorithms: Mapping[str, Counting] = field(default_factory=dict)
 
 
@@ -305,7 +312,7 @@ class Domain:
         self.algorithms_used: set[str] = set()
         self.asked: dict[bytes, Any] = {}
         self._overrides: dict[tuple[int, Unit, int], DescriptorLimit] = {}
-        self._root = self._compile(descriptors, _Place(self._counting("", Counting())))
+        self._root = self._compile(descriptors, _Place(self._counting("", self.options.counting)))
         self.replaces = any(limit.replaces for limit in self.limits)
 
     def find(self, entries: Iterable[Entry]) -> DescriptorLimit | None:
@@ -330,7 +337,7 @@ class Domain:
         given = requests, unit, unit_multiplier
         limit = self._overrides.get(given)
         if limit is None:
-            counting = self._counting("", Counting())
+            counting = self._counting("", self.options.counting)
             rule = DescriptorRule(key="", rate_limit=RateLimitRule(unit=unit, requests_per_unit=requests))
             limit = self._limit(rule, self.override_stats, counting, unit_multiplier)
             if len(self._overrides) >= OVERRIDES_MAX:

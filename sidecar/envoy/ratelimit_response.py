@@ -78,7 +78,7 @@ class Statuses:
                 continue
             outcome = outcomes[taken]
             taken += 1
-            is_over = not outcome.allowed and not limit.shadow_mode
+            is_over = not outcome.allowed and not limit.shadow_mode and not one.negative
             if outcome.reset_after_us != reset_us:
                 reset_us = outcome.reset_after_us
                 until_reset = _until_reset(-(-reset_us // US_PER_S))

@@ -347,8 +347,9 @@ def test_hits_of_which_nothing_is_known_are_in_the_total_only():
     found = Domain("d", [leaf("k")]).find(entries(("k", "v")))
     assert found is not None
     assert found.limit is not None
-    found.count(found.stats, 3, Unasked(found.limit, True, 0, 10, 0, 0))
-    assert figures(found.stats) == (3, 0, 0, 0, 0)
+    for allowed in (True, False):
+        found.count(found.stats, 3, Unasked(found.limit, allowed, 0, 10, 0, 0))
+    assert figures(found.stats) == (6, 0, 0, 0, 0)
 
 
 def test_hits_that_were_not_counted_are_over_as_a_whole():
