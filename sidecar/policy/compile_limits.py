@@ -221,6 +221,9 @@ class _LimitCompiler:
         if algorithm is Algorithm.SLIDING_LOG:
             message = "sliding_log is exact, and what is leased is counted before it is granted"
             self._fault(("lease",), message, "another algorithm, or leave the key out")
+        if section.shadow:
+            message = "a shadow grants nothing, so there is nothing to grant ahead"
+            self._fault(("lease",), message, "one of them")
         if section.count_denied:
             message = "count_denied counts every request where it happens, and a lease does not"
             self._fault(("lease",), message, "one of them")

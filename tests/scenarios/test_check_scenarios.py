@@ -133,6 +133,10 @@ DENIALS = {
     ),
     "another scope": Denial(R.SCOPE_INSUFFICIENT, orders(scope="orders:reader orders:"), 403, cached=True),
     "no role": Denial(R.ROLE_MISSING, lambda: check_request("/admin", token(roles=["user"])), 403, cached=True),
+    "a cost that is no number": Denial(
+        R.COST_MALFORMED, lambda: check_request("/weighed", headers=[("x-cost", "-1")]), 400
+    ),
+    "no cost": Denial(R.COST_MALFORMED, lambda: check_request("/weighed"), 400),
     "one too many": Denial(
         R.LIMIT_EXCEEDED, lambda: check_request("/tight", token()), 429, cached=True, counters=1, earlier=2
     ),

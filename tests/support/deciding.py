@@ -51,6 +51,7 @@ limits:
   error: {{rate: 1/day, key: {{constant: error}}, on_redis_failure: error}}
   local: {{rate: 1/day, key: {{constant: local}}, on_redis_failure: local}}
   allow: {{rate: 1/day, key: {{constant: allow}}, on_redis_failure: allow}}
+  weighed: {{rate: 5/day, key: {{constant: weighed}}, cost: {{header: x-cost}}}}
 upstream:
   headers: {{x-user-id: {{claim: sub}}, x-user-scopes: {{claim: scope}}}}
 rules:
@@ -70,6 +71,7 @@ rules:
   - {{name: deny, match: {{path: {{exact: /deny}}}}, anonymous: true, limits: [allow, local, error, deny]}}
   - {{name: error, match: {{path: {{exact: /error}}}}, anonymous: true, limits: [allow, local, error]}}
   - {{name: local, match: {{path: {{exact: /local}}}}, anonymous: true, limits: [allow, local]}}
+  - {{name: weighed, match: {{path: {{exact: /weighed}}}}, anonymous: true, limits: [allow, weighed]}}
   - {{name: allow, match: {{path: {{exact: /allow}}}}, anonymous: true, limits: [allow]}}
 """
 
@@ -176,12 +178,12 @@ class Deciding:
             jwks=self.jwks,
             store=self.store,
             local=self.local,
-            on_event=self._take,
+            on_events=self._take,
             on_bug=lambda bug, _method: self.bugs.append(bug),
         )
 
-    def _take(self, event: DecisionEvent) -> None:
-        self.events.append(event)
+    def _take(self, events: Sequence[DecisionEvent]) -> None:
+        self.events.extend(events)
         if self.sink_fault is not None:
             raise self.sink_fault
 
