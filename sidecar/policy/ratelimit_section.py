@@ -190,6 +190,12 @@ class RateLimitSection(Model):
         "without asking Redis, which does not count them either. See docs/limits.md.",
         examples=[True],
     )
+    count_denied: bool = Field(
+        True,
+        description="Count refused requests, too, as the reference does. Without it a request takes from all of its "
+        "limits or from none. `algorithms` may say otherwise.",
+        examples=[False],
+    )
     algorithms: dict[
         Text,
         Annotated[Annotated[AlgorithmName, TEXT] | Annotated[RateLimitAlgorithm, MAPPING], BY_KIND],
@@ -295,6 +301,7 @@ def ratelimit_options(section: RateLimitSection) -> RateLimitOptions:
         shadow_header=section.shadow_header,
         response_dynamic_metadata=section.response_dynamic_metadata,
         merge_domains=section.merge_domains,
+        counting=Counting(count_denied=None if section.count_denied else False),
         deny_cache=section.deny_cache,
         algorithms={name: _counting(written) for name, written in section.algorithms.items()},
     )

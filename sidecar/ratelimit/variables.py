@@ -178,9 +178,11 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         _different("CACHE_KEY_PREFIX", text, "", "`sidecar` where it is not set; keys are laid out differently"),
         _different("BACKEND_TYPE", choice("redis", "memcache"), "redis", f"memcache is refused: {_MEMCACHE}"),
         *_unsupported(_KEYS, ("EXPIRATION_JITTER_MAX_SECONDS", _COUNT, "300")),
-        *_unsupported(
-            "counting the other limits of a refused request is not optional yet",
-            ("STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT", boolean, "false"),
+        _different(
+            "STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT",
+            boolean,
+            "false",
+            "a refused request takes from none of its limits, also not from the one that refused it, in one atomic step",
         ),
         # Redis
         _same("REDIS_SOCKET_TYPE", choice("tcp", "unix"), "unix"),
@@ -335,3 +337,17 @@ def ignored(environment: Mapping[str, str]) -> dict[str, list[str]]:
         elif name == "LOG_FORMAT" and environment[name].lower() != "json":
             found.setdefault("the log is JSON lines whatever is asked for", []).append(name)
     return found
+
+
+def table() -> str:
+    """All variables, as docs/drop-in.md shows them (`python -m sidecar.ratelimit.variables`)."""
+    rows = [
+        f"| `{variable.name}` | {f'`{variable.default}`' if variable.default else ''} "
+        f"| {variable.support.value}{f': {variable.note}' if variable.note else ''} |"
+        for variable in VARIABLES.values()
+    ]
+    return "\n".join(["| variable | default | |", "|---|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    print(table(), end="")  # noqa: T201 - a command prints
