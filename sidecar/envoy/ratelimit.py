@@ -69,22 +69,19 @@ class RateLimitEvent(Struct, eq=False, gc=False):
     latency_s: float
 
 
-class _Question:
+class _Question(Struct, eq=False, gc=False):
     """A request whose limits are known. `asked` has one item for each descriptor, `charges` one for each to count."""
 
-    __slots__ = ("asked", "call", "charges", "config", "domain", "failure", "hits", "name", "service", "started")
-
-    def __init__(self, service: RateLimitService, call: Call, config: RateLimitConfig, started: float) -> None:
-        self.service = service
-        self.call = call
-        self.config = config
-        self.started = started
-        self.domain: str | None = None
-        self.name = ""
-        self.hits = 0
-        self.asked: Sequence[Asked] = ()
-        self.charges: list[Charge] = []
-        self.failure: StoreFailure | None = None
+    service: RateLimitService
+    call: Call
+    config: RateLimitConfig
+    started: float
+    domain: str | None = None
+    name: str = ""
+    hits: int = 0
+    asked: Sequence[Asked] = ()
+    charges: list[Charge] = []
+    failure: StoreFailure | None = None
 
     def match(self, domain: Domain, descriptors: list[bytes], hits: int) -> None:
         """Find the limits and make the charges.
@@ -164,14 +161,10 @@ class _Question:
         )
 
 
-class _Settlement(_Question):
+class _Settlement(_Question, eq=False, gc=False):
     """A request that ends holds."""
 
-    __slots__ = ("sizes",)
-
-    def __init__(self, service: RateLimitService, call: Call, config: RateLimitConfig, started: float) -> None:
-        super().__init__(service, call, config, started)
-        self.sizes: list[int] = []
+    sizes: Sequence[int] = ()
 
     def settle(self, charges: list[list[Charge]]) -> None:
         """Take note of what each descriptor settles."""
