@@ -260,7 +260,7 @@ class RedisStore:
             self._retry(call)
         elif not self.redirected(call, text):
             self.counts.last_error_reply = text
-            if text.startswith("READONLY"):
+            if text.startswith("READONLY") or "-READONLY " in text:  # Redis 6.2 wraps errors of a script's commands
                 self.connection.drop()  # after a failover the name leads elsewhere
             self.refuse(StoreFailure.ERROR_REPLY, call.done)
 
