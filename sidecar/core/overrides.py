@@ -80,7 +80,10 @@ class Overrides:
         given = limit, override.requests, override.burst
         overridden = self._limits.get(given)
         if overridden is None:
-            overridden = replace(limit, requests=override.requests, burst=override.burst)
+            overridden = replace(limit, requests=override.requests, burst=override.burst, warn_above=None)
+            if limit.warn_above is not None:  # the same share of what the key is granted now
+                warn_above = limit.warn_above * overridden.capacity // max(limit.capacity, 1)
+                overridden = replace(overridden, warn_above=warn_above)
             if len(self._limits) >= OVERRIDES_MAX:
                 self._limits.clear()
             self._limits[given] = overridden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit
 from sidecar.core.overrides import Override, Overrides
 
@@ -59,3 +61,13 @@ def test_an_override_ends_at_its_time() -> None:
     overrides.replace({b"a": Override(1, until_us=100)})
     overrides.expire(100)
     assert not overrides.active
+
+
+@pytest.mark.parametrize(("requests", "warn_above"), [(1000, 790), (50, 39), (0, 0)])
+def test_a_threshold_keeps_its_share(requests: int, warn_above: int) -> None:
+    """Who is granted ten times as much is warned at ten times as much."""
+    overrides = Overrides()
+    overrides.replace({b"k": Override(requests)})
+    limit = Limit(name="l", requests=100, window_us=US_PER_S, warn_above=79)
+    [charge] = overrides.applied([Charge(limit, b"k")])
+    assert charge.limit.warn_above == warn_above
