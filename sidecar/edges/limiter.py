@@ -59,6 +59,7 @@ class Limiter:
         now_us: A monotonic clock, that of `denied`.
         denials_max: Denials that are remembered.
         on_freed: Told the storage keys of which something was given back: other processes may remember denials.
+            Not told of leases, whose denials are remembered for a quarter of a second only.
 
     Attributes:
         local: Counts in this process while Redis cannot be asked, and hands over to Redis afterwards.
@@ -92,7 +93,7 @@ class Limiter:
         self.handover = Handover(store, local, on_active=self._engage)
         self._remembered = self.denials.keys
         self._owed = self.handover.keys
-        self.leases = Leases(store, now_us, on_returned=self._freed)
+        self.leases = Leases(store, now_us, on_returned=self.forget)
         self.local: LimitStore = _Local(self.handover, self._overrides)
         self.watch = LoopWatch(self._engage)
         self.shed_total = 0
