@@ -40,6 +40,11 @@ class PerSecondStore:
         """All servers of both."""
         return (*self.main.nodes, *self.per_second.nodes)
 
+    @property
+    def connected(self) -> bool:
+        """Whether both can be asked."""
+        return self.main.connected and self.per_second.connected
+
     def detail(self) -> dict[str, object]:
         """For /readyz; holds no secret."""
         return {**self.main.detail(), "per_second": self.per_second.detail()}

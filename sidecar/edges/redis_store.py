@@ -169,6 +169,11 @@ class RedisStore:
         """All servers of this store."""
         return (self,)
 
+    @property
+    def connected(self) -> bool:
+        """Whether it can be asked."""
+        return self.connection.connected
+
     def detail(self) -> dict[str, object]:
         """For /readyz; holds no secret."""
         return {"topology": "single", **self.node_detail(), "last_error_reply": self.last_error_reply}

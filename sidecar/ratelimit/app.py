@@ -153,7 +153,7 @@ class RateLimitApp(App):
     def _healthy(self) -> bool:
         """As the reference: Redis was reached, a domain is configured where that is asked for, and no end is near."""
         reference = self._reference
-        redis = self._connected() if reference.healthy_with_redis else self._was_connected
+        redis = self.store.connected if reference.healthy_with_redis else self._was_connected
         configured = bool(self.holder.policy.ratelimit.domains) or not reference.healthy_with_config
         return self._serving and redis and configured
 
@@ -170,14 +170,3 @@ class RateLimitApp(App):
     def _tell_health(self) -> None:
         super()._tell_health()
         self.health.set(HEALTH_NAME, self._healthy())
-
-    def _connected(self) -> bool:
-        return _all_connected(self.store.detail())
-
-
-def _all_connected(detail: Mapping[str, object]) -> bool:
-    """Whether each store that `detail` tells of is connected."""
-    if "connected" in detail:
-        return bool(detail["connected"])
-    stores = [inner for inner in detail.values() if isinstance(inner, dict)]
-    return bool(stores) and all(map(_all_connected, stores))
