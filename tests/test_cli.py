@@ -41,7 +41,7 @@ def explained(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
     return explanation
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["check"], ["schema"], ["explain"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["check"], ["schema"], ["explain"], ["conformance"]])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     """`--help` prints usage and exits with 0."""
     with pytest.raises(SystemExit) as ended:
@@ -51,7 +51,8 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: lis
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["serve"], ["check"], ["explain"], ["serve", "--config"], ["check", "a", "b"]]
+    "arguments",
+    [[], ["fly"], ["serve"], ["check"], ["explain"], ["serve", "--config"], ["check", "a", "b"], ["conformance", "x"]],
 )
 def test_a_wrong_command_line_is_status_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """The usage goes to standard error."""
