@@ -16,7 +16,19 @@ from sidecar.policy.ratelimit_files import load_directory
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXPECTED = {"architecture", "conformance", "operating-limits", "getting-started", "limits", "metrics", "policy", "ratelimit", "redis", "rules"}
+EXPECTED = {
+    "architecture",
+    "drop-in",
+    "conformance",
+    "operating-limits",
+    "getting-started",
+    "limits",
+    "metrics",
+    "policy",
+    "ratelimit",
+    "redis",
+    "rules",
+}
 ENVOY_KEYS = {"http_filters", "static_resources"}
 
 

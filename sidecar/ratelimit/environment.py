@@ -283,6 +283,8 @@ class _Writer:
             ("MERGE_DOMAIN_CONFIG", "merge_domains"),
         ):
             self._put(("ratelimit", key), found[name], name)
+        stop = "STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT"
+        self._put(("ratelimit", "count_denied"), not found[stop], stop)
         self._put(("ratelimit", "deny_cache"), found["LOCAL_CACHE_SIZE_IN_BYTES"] > 0, "LOCAL_CACHE_SIZE_IN_BYTES")
         if found["LIMIT_RESPONSE_HEADERS_ENABLED"]:
             for name, key in (

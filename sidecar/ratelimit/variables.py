@@ -182,7 +182,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
             "STOP_CACHE_KEY_INCREMENT_WHEN_OVERLIMIT",
             boolean,
             "false",
-            "a refused request takes from none of its limits, also not from the one that refused it, in one atomic step",
+            "a refused request takes from none of its limits, not even from the one that refused, in one atomic step",
         ),
         # Redis
         _same("REDIS_SOCKET_TYPE", choice("tcp", "unix"), "unix"),
