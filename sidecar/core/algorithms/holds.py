@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from sidecar.core.algorithms.counter import COUNT_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sidecar.core.limits import Limit
 
 
@@ -31,9 +29,13 @@ class Holds:
 
     __slots__ = ("dirty", "entries", "held", "now_us")
 
-    def __init__(self, hold_us: int, now_us: int, entries: Iterable[Hold]) -> None:
+    def __init__(self, hold_us: int, now_us: int, entries: tuple[Hold, ...]) -> None:
         self.now_us = now_us
         self.dirty = False
+        self.held = 0
+        self.entries: list[Hold] = []
+        if not entries:
+            return
         self.entries = [each for each in entries if each.expires_us > now_us]
         if hold_us and self.entries and self.entries[-1].expires_us > now_us + 2 * hold_us:
             latest_us = now_us + hold_us
