@@ -6,6 +6,7 @@ added by `extras`, which costs nothing where no option is on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 _FIELDS_KEPT: Final = 4096
 """Encoded numbers of each kind that are kept: an hour's seconds, and what remains of a common limit."""
+
+SHADOW_CHARS_MAX: Final = 1024
+"""Of the header that lists limits in shadow; what is longer is cut."""
+
+_NOT_IN_HEADERS: Final = re.compile(r"[^ -~]")
 
 _STATUSES: Final = 0x12
 _RESPONSE_HEADERS: Final = 0x1A
@@ -162,18 +168,21 @@ def extras(
         fields += _limit_headers(options.response_headers, judged)
     shadowed = _shadowed(judged, everything=options.shadow_mode)
     if options.shadow_header is not None and shadowed:
-        fields.append(_header(options.shadow_header, ", ".join(shadowed)))
+        fields.append(_header(options.shadow_header, _NOT_IN_HEADERS.sub("?", ", ".join(shadowed))[:SHADOW_CHARS_MAX]))
     if options.response_dynamic_metadata:
         fields.append(_dynamic_metadata(domain, hits, judged, shadowed))
     return fields
 
 
 def _shadowed(judged: Sequence[tuple[Asked, LimitOutcome | None]], *, everything: bool) -> list[str]:
-    """The paths of the limits that are over and refuse nothing, because of their own shadow mode or the global one."""
+    """The limits that are over and refuse nothing, because of their own shadow mode or the global one.
+
+    By their paths in the configuration, never by what `detailed_metric` makes of a request's values.
+    """
     found = [
-        one.stats.limit
+        one.limit.stats.limit
         for one, outcome in judged
-        if outcome is not None and not outcome.allowed and one.limit is not None and one.stats is not None
+        if outcome is not None and not outcome.allowed and one.limit is not None
         if everything or one.limit.shadow_mode
     ]
     return list(dict.fromkeys(found))
@@ -202,7 +211,7 @@ def _limit_headers(names: HeaderNames, judged: Sequence[tuple[Asked, LimitOutcom
 def _header(name: str, value: str) -> bytes:
     return delimited(
         _RESPONSE_HEADERS,
-        delimited(0x0A, name.encode("ascii")) + delimited(0x12, value.encode("utf-8", "backslashreplace")),
+        delimited(0x0A, name.encode("ascii")) + delimited(0x12, value.encode("ascii")),
     )
 
 

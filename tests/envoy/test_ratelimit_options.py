@@ -14,7 +14,7 @@ from sidecar.core.descriptors import Counting, HeaderNames
 from sidecar.core.limits import Algorithm, Charge, Limit, OnFailure, Op, StoreFailure, counter_key
 from sidecar.core.reservations import Held, Reservation, encode
 from sidecar.envoy.ratelimit import Answer
-from sidecar.envoy.ratelimit_response import merge
+from sidecar.envoy.ratelimit_response import SHADOW_CHARS_MAX, merge
 from sidecar.envoy.settling import CHARGES_MAX
 from sidecar.transport.service import Status
 from tests.support.rate_limiting import NOW_US, UNTIL_HOUR_S, Service, status
@@ -175,6 +175,18 @@ def test_a_shadow_decision_shows_in_a_header(service):
     everything = service(MODES, shadow_header="x-shadow", shadow_mode=True)
     seen = [headers(everything.ask("a=1", "s=1", "b=2", "a=1")) for _ in range(2)]
     assert seen == [{"x-shadow": "a"}, {"x-shadow": "a, s, b"}]
+
+
+def test_a_shadow_header_is_a_header_whatever_is_asked(service):
+    """It has the names that are configured, in printable ASCII, and is cut; no value of a request is in it."""
+    rule = "shadow_mode: true, detailed_metric: true, rate_limit: {{unit: hour}}"
+    rules = "".join(f"  - {{key: k{number:03}-{'x' * 40}\u00e4, {rule}}}\n" for number in range(30))
+    shadow = service(rules.replace("{{", "{").replace("}}", "}"), shadow_header="x-shadow")
+    asked = [f"k{number:03}-{'x' * 40}\u00e4=a\r\nset-cookie: b" for number in range(30)]
+    [told] = headers(shadow.ask(*asked[:1])).values()
+    assert told == f"k000-{'x' * 40}?"
+    [told] = headers(shadow.ask(*asked)).values()
+    assert (len(told), told[:48]) == (SHADOW_CHARS_MAX, f"k000-{'x' * 40}?, ")
 
 
 METADATA = """
