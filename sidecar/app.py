@@ -24,7 +24,6 @@ from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
-from sidecar.edges.ads import AdsClient
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
@@ -42,7 +41,6 @@ from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimit
 from sidecar.policy.compile import CompiledDocument, load, masked
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.holder import FAULTS_SHOWN_MAX, PolicyHolder
-from sidecar.policy.ratelimit_resources import TYPE_URL, read_resources
 from sidecar.transport.health import HealthService
 from sidecar.transport.service import Server, Service, UnaryMethod
 from sidecar.workers import Supervisor, WorkerRole, end_with_parent, role_from_environment
@@ -53,6 +51,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from sidecar.core.audit import DecisionEvent
+    from sidecar.edges.ads import AdsClient
     from sidecar.core.limits import LimitStore
     from sidecar.hang_up import EarlyHangUps
     from sidecar.policy.settings import Settings
@@ -255,13 +254,20 @@ class App:
         return load(self._config, generation, self.resources)
 
     def _start_xds(self, stack: AsyncExitStack) -> None:
-        if self.settings.xds is not None:
-            self.xds = AdsClient(self.settings.xds, TYPE_URL, self._apply_resources)
-            self.xds.start()
-            stack.push_async_callback(self.xds.close)
+        """Ask the xDS server, where there is one; who has none does not pay for the imports."""
+        if self.settings.xds is None:
+            return
+        from sidecar.edges.ads import AdsClient  # noqa: PLC0415
+        from sidecar.policy.ratelimit_resources import TYPE_URL  # noqa: PLC0415
+
+        self.xds = AdsClient(self.settings.xds, TYPE_URL, self._apply_resources)
+        self.xds.start()
+        stack.push_async_callback(self.xds.close)
 
     async def _apply_resources(self, resources: Sequence[AnyMessage]) -> str:
         """Use what the xDS server sent; returns why it is refused, "" if it is in use."""
+        from sidecar.policy.ratelimit_resources import read_resources  # noqa: PLC0415 - as in _start_xds
+
         before = self.resources
         try:
             self.resources = read_resources(resources)
@@ -419,6 +425,8 @@ class App:
         ]
         if self.audit is not None:
             sources.append(metric_sources.audit(self.audit))
+        if self.xds is not None:
+            sources.append(metric_sources.xds(self.xds.status))
         for source in sources:
             self.metrics.add(source)
 

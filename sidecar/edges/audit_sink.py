@@ -80,10 +80,10 @@ class AuditSink:
         """What waits for the destination."""
         return self._encoded_bytes + self._writer.queued_bytes
 
-    def put(self, event: DecisionEvent) -> None:
-        """Take an event; never blocks, never raises."""
+    def put(self, *events: DecisionEvent) -> None:
+        """Take events; never blocks, never raises."""
         pending = self._pending
-        pending.append(event)
+        pending += events
         if len(pending) >= BATCH_EVENTS:
             self._encode()
         elif self._timer is None:
