@@ -73,7 +73,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 def test_check_praises_a_good_policy(capsys: pytest.CaptureFixture[str], policy_file: Path) -> None:
     """Status 0, and what is in it."""
     assert cli.main(["check", str(policy_file)]) == 0
-    assert capsys.readouterr().out == f"{policy_file}: good (10 rules, 2 issuers, 0 domains)\n"
+    assert capsys.readouterr().out == f"{policy_file}: good (11 rules, 2 issuers, 0 domains)\n"
 
 
 def test_check_prints_every_fault(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic_core import core_schema
 
 from sidecar.core.calendars import Period
 from sidecar.core.paths import METHODS, PathFault, canonical, canonical_host
-from sidecar.core.rules import PATH_SEGMENTS_MAX, is_parameter
+from sidecar.core.rules import PATH_SEGMENTS_MAX, WARNING_HEADER, is_parameter
 from sidecar.policy import durations
 from sidecar.policy.calendars import load_calendar
 from sidecar.policy.faults import Wrong, did_you_mean, shown
@@ -159,6 +159,8 @@ def parse_upstream_header(text: str) -> str:
             f"the header {name!r} must not be set",
             "a header of your own, such as x-user-id; not framing, hop-by-hop, authorization, host or x-envoy-*",
         )
+    if name == WARNING_HEADER:
+        raise Wrong(f"the header {name!r} warns of limits (warn_at)", "a header of your own, such as x-user-id")
     if "_" in name:
         raise Wrong(
             f"the header {name!r} has an underscore",

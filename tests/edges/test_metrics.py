@@ -203,3 +203,15 @@ def test_a_source_that_disagrees_with_the_table_is_an_error(sample):
     """Labels that the row does not have, or lacks, are a bug that shows, not a series that lies."""
     with pytest.raises(ValueError, match="has the labels"):
         render([sample])
+
+
+def test_shadow_denials_are_counted_by_limit_and_forgotten_with_it():
+    """However often the policy is replaced, only its limits have series."""
+    metrics = DecisionMetrics()
+    for number in range(100):
+        event = _event()
+        event.decision.shadowed = (f"limit-{number}", "kept")
+        metrics.observe(event)
+        metrics.keep_limits({f"limit-{number}", "kept"})
+    counts = {s.labels: s.value for s in metrics.samples() if s.name == "sidecar_shadow_denials_total"}
+    assert counts == {("limit-99",): 1, ("kept",): 100}
