@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from sidecar.core.audit import DecisionEvent
-    from sidecar.edges.ads import AdsClient
     from sidecar.core.limits import LimitStore
+    from sidecar.edges.ads import AdsClient
     from sidecar.hang_up import EarlyHangUps
     from sidecar.policy.settings import Settings
     from sidecar.policy.yaml import Source

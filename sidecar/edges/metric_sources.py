@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sidecar.core.policy import Policy
     from sidecar.core.token_cache import TokenCache
+    from sidecar.edges.ads import AdsStatus
     from sidecar.edges.audit_sink import AuditSink
     from sidecar.edges.jwks import JwksEngine
     from sidecar.edges.limiter import Limiter
@@ -156,6 +157,16 @@ def policy(holder: PolicyHolder) -> Source:
         Sample("sidecar_policy_reloads_total", ("refused",), holder.refused_total),
         Sample("sidecar_policy_last_reload_successful", (), 0 if holder.faults else 1),
         Sample("sidecar_policy_last_success_timestamp_seconds", (), holder.accepted_s),
+    ]
+
+
+def xds(status: AdsStatus) -> Source:
+    """The subscription to rate limits."""
+    return lambda: [
+        Sample("sidecar_xds_connected", (), int(status.connected)),
+        Sample("sidecar_xds_updates_total", ("accepted",), status.accepted_total),
+        Sample("sidecar_xds_updates_total", ("refused",), status.refused_total),
+        Sample("sidecar_xds_failures_total", (), status.failures_total),
     ]
 
 

@@ -197,6 +197,11 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "sidecar_policy_last_reload_successful", _G, (), "1 if the last attempt was accepted, else 0.", Merge.MIN
     ),
     MetricRow("sidecar_policy_last_success_timestamp_seconds", _G, (), "When a policy was last accepted.", Merge.MIN),
+    MetricRow("sidecar_xds_connected", _G, (), "1 while the xDS server sends rate limits, else 0.", Merge.MIN),
+    MetricRow(
+        "sidecar_xds_updates_total", _C, ("result",), "Responses of the xDS server: accepted, refused.", Merge.MAX
+    ),
+    MetricRow("sidecar_xds_failures_total", _C, (), "Times that the xDS server could not be asked, or went away."),
     MetricRow("sidecar_audit_events_written_total", _C, (), "Audit events that reached their destination."),
     MetricRow("sidecar_audit_events_dropped_total", _C, (), "Audit events lost: too slow or failing a destination."),
     MetricRow("sidecar_log_lines_dropped_total", _C, (), "Log lines lost because nobody was reading stderr."),

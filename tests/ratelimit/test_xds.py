@@ -86,6 +86,8 @@ async def test_limits_come_from_the_server_and_outlive_it(server: AdsServer, pro
     server.send("3")
     assert (await server.request()).version_info == "3"
     assert (await asyncio.to_thread(process.json, ANN)).status == 200  # no domain is what the server says
+    metrics = (await asyncio.to_thread(process.text, "/metrics")).splitlines()
+    assert {"sidecar_xds_connected 1.0", 'sidecar_xds_updates_total{result="refused"} 1.0'} <= set(metrics)
 
 
 async def test_serving_may_begin_without_a_configuration(process: RateLimitProcess, server: AdsServer) -> None:
