@@ -46,16 +46,25 @@ local function make_operations()
     if more.ends_hold and holds.end_named(counter.reserved, more.name) then
       counter.dirty = true
     end
-    if cost == 0 or (more.ends_hold and (more.op == REFUND or algorithm.is_held)) then
+    if cost == 0 then
       return
-    end
-    counter.dirty = true
-    if algorithm.is_held then
-      holds.take_back(counter.reserved, cost)
-    elseif more.op == SETTLE then
+    elseif more.op == SETTLE and not algorithm.is_held then
       algorithm.add(counter, cost)
-    else
-      algorithm.take_back(counter, cost)
+      counter.dirty = true
+    elseif not more.ends_hold then
+      operations.take_back(charge)
+    end
+  end
+
+  -- Where there is nothing to give back nothing is written.
+  function operations.take_back(charge)
+    local counter, algorithm = charge.counter, charge.algorithm
+    if algorithm.is_held and counter.reserved.held > 0 then
+      holds.take_back(counter.reserved, charge.cost)
+      counter.dirty = true
+    elseif algorithm.used(counter) > 0 then
+      algorithm.take_back(counter, charge.cost)
+      counter.dirty = true
     end
   end
 

@@ -24,7 +24,7 @@ from sidecar.edges.charge_command import pack_charge
 from sidecar.edges.scripts import charge_script
 from tests.support.limit_strategies import T0_US, charges_of, limits
 
-SETTINGS = settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Script:
@@ -225,6 +225,15 @@ def test_nothing_is_left_behind(script: Script) -> None:
     deadline = time.monotonic() + 10
     while script.client.dbsize() and time.monotonic() < deadline:
         pass
+    assert script.client.dbsize() == 0
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+def test_a_refund_of_nothing_writes_nothing(script: Script, algorithm: Algorithm) -> None:
+    """Giving back what was never taken leaves no key; nor does ending a hold that is not there."""
+    limit = Limit(name="l", requests=3, window_us=3_600_000_000, algorithm=algorithm, hold_us=1_000_000)
+    for hold in (0, 1):
+        assert script.charge([Charge(limit, b"k", 2, Op.REFUND, hold)], None)[:2] == [1, 0]
     assert script.client.dbsize() == 0
 
 

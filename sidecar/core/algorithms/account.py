@@ -11,8 +11,6 @@ from sidecar.core.algorithms.windows import FixedWindow, SlidingWindow
 from sidecar.core.limits import HOLDS_MAX, Algorithm, Charge, Limit, Op
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sidecar.core.algorithms.counter import Counter
 
 COUNTERS: dict[Algorithm, type[Counter]] = {
@@ -113,19 +111,22 @@ class Account:
         ends_hold = charge.hold != 0 and (charge.op is Op.SETTLE or charge.limit.hold_time_us > 0)
         if ends_hold and self.holds.end(charge.hold):
             self.dirty = True
-        if charge.cost == 0:
-            return
-        if charge.limit.algorithm is Algorithm.CONCURRENCY:
-            if not ends_hold:
-                self._change(self.holds.take_back, charge.cost)
-        elif charge.op is Op.SETTLE:
-            self._change(self.counter.add, charge.cost)
+        if charge.op is Op.SETTLE and charge.limit.algorithm is not Algorithm.CONCURRENCY:
+            if charge.cost > 0:
+                self.counter.add(charge.cost)
+                self.dirty = True
         elif not ends_hold:
-            self._change(self.counter.take_back, charge.cost)
+            self._take_back(charge)
 
-    def _change(self, change: Callable[[int], None], cost: int) -> None:
-        change(cost)
-        self.dirty = True
+    def _take_back(self, charge: Charge) -> None:
+        """Give a cost back; where there is nothing to give back nothing is written."""
+        if charge.limit.algorithm is Algorithm.CONCURRENCY:
+            if charge.cost > 0 and self.holds.held > 0:
+                self.holds.take_back(charge.cost)
+                self.dirty = True
+        elif charge.cost > 0 and self.counter.used() > 0:
+            self.counter.take_back(charge.cost)
+            self.dirty = True
 
     def retry_after_us(self, limit: Limit, asked: Asked) -> int:
         """The exact time until what was asked passes, if nobody takes or settles anything meanwhile; -1: never.
