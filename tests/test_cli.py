@@ -167,6 +167,36 @@ def test_explain_counts_limits_from_zero(capsys: pytest.CaptureFixture[str], pol
         assert {"step": "limit", "found": "'tight': 1 of 2 in 86400 s used"} in told["steps"]
 
 
+LIMITS = """
+redis: {url: embedded}
+limits:
+  a: {rate: 9/day, plans: {by: {header: x-plan}, rates: {gold: 20/hour}}, cost: {header: x-cost}, key: {constant: a}}
+  b: {rate: {requests: 3}, algorithm: concurrency, reserve: {hold: 90s}, key: {constant: b}, warn_at: 1}
+  c: {rate: {requests: 0, calendar: month, time_zone: Asia/Tokyo}, shadow: true, key: {constant: c}}
+  d: {rate: 0/second, key: {constant: d}}
+rules:
+  - {name: r, match: {path: {exact: /}}, anonymous: true, limits: [a, b, c]}
+  - {name: s, match: {path: {exact: /s}}, anonymous: true, limits: [d]}
+"""
+
+
+def test_explain_tells_what_limits_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Plan, cost, hold, calendar, shadow, threshold; and a cost that is none."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(LIMITS)
+    told = explained(capsys, policy, "--path", "/", "--header", "x-plan: gold", "--header", "x-cost: 4")
+    assert [step["found"] for step in told["steps"] if step["step"] == "limit"] == [
+        "'a', plan 'gold': 4 of 20 in 3600 s used, cost 4",
+        "'b': 1 of 3 under way, held for 90 s at most, above its soft threshold",
+        "'c': 0 of 0 in this month of Asia/Tokyo used, a shadow that would have denied",
+    ]
+    assert told["answer"]["dynamic_metadata"]["reservation"]
+    told = explained(capsys, policy, "--path", "/s")
+    assert {"step": "limit", "found": "'d': 0 of 0 in 1 s used, exceeded"} in told["steps"]
+    told = explained(capsys, policy, "--path", "/")
+    assert told["steps"][-2]["found"].startswith("denied, cost_malformed: the cost for limit 'a' is not a whole number")
+
+
 def test_explain_reads_a_request_from_standard_input(policy_file: Path) -> None:
     """`--json`; for people, steps stand in columns and the answer below them."""
     described = {
