@@ -133,7 +133,7 @@ def test_clients_are_told_the_tightest_limit(edge: Envoy) -> None:
 
 
 def test_other_filters_are_told_what_passed_and_what_shadows(edge: Envoy) -> None:
-    """What passed has its metadata in the dynamic metadata, and so has the shadow decision, which a header shows, too."""
+    """What passed has its metadata in the dynamic metadata; a shadow decision is there, and in a header, too."""
     reply = ask(edge, x_user="bob", x_tried="yes")
     assert reply.status == 200
     assert (reply.header("told-plan"), reply.header("told-shadow")) == ("gold", '["tried"]')
