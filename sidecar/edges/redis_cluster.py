@@ -239,15 +239,15 @@ class ClusterStore:
             else:
                 node.charge(charges, deadline, done)
             return
-        self._split(charges, list(places.values()), deadline, done)
+        parts: list[tuple[Ask, list[int]]] = []
+        for slot, each in places.items():
+            node = self._slots[slot]
+            parts.append((self.charge if node is None else node.charge, each))
+        charge_parts(parts, charges, deadline, done, refund=self.refund, counts=self.counts)
 
     def _denied(self, charges: Sequence[Charge], verdict: Verdict, asked_s: float) -> None:
         if self.on_denied is not None:
             self.on_denied(charges, verdict, asked_s)
-
-    def _split(self, charges: Sequence[Charge], places: list[list[int]], deadline: float, done: Done) -> None:
-        parts = [(self.charge, each) for each in places]
-        charge_parts(parts, charges, deadline, done, refund=self.refund, counts=self.counts)
 
     def command(self, key: bytes, parts: tuple[bytes, ...], timeout_s: float, done: Callable[[Any], None]) -> None:
         """Send any command about a key to its master; `done` takes what hiredis parsed, or a `StoreFailure`."""
@@ -282,10 +282,9 @@ class ClusterStore:
             if len(self._nodes) >= NODES_MAX:
                 return False
             node = self._join(address)
-        if code == "MOVED":
-            if self._slots[slot] is not node:
-                self._slots[slot] = node
-                self._news.set()
+        if code == "MOVED" and self._slots[slot] is not node:
+            self._slots[slot] = node
+            self._news.set()
         self._named_at[address] = loop.time()
         self._send_to(node, address, call, asking=code == "ASK")
         return True
@@ -311,7 +310,9 @@ class ClusterStore:
             places.setdefault(charge.key + charge.limit.key_suffix, []).append(place)
         if len(places) == 1:
             return False
-        self._split(charges, list(places.values()), call.deadline, call.done)  # type: ignore[attr-defined]
+        parts = [(self.charge, each) for each in places.values()]
+        done: Done = call.done  # type: ignore[attr-defined]
+        charge_parts(parts, charges, call.deadline, done, refund=self.refund, counts=self.counts)
         return True
 
     def _send_to(self, node: RedisStore, address: Address, call: Call, *, asking: bool) -> None:

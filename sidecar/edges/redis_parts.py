@@ -119,12 +119,14 @@ class _Decision:
             self._done(Verdict(False, self._outcomes()))
 
     def _outcomes(self) -> tuple[LimitOutcome, ...]:
-        outcomes: list[LimitOutcome] = [UnknownOutcome(charge.limit, False, 0, 0, 0, 0) for charge in self._charges]
+        outcomes: dict[int, LimitOutcome] = {}
         for part in self.parts:
             if isinstance(part.answer, Verdict):
-                for place, outcome in zip(part.places, part.answer.outcomes, strict=True):
-                    outcomes[place] = outcome
-        return tuple(outcomes)
+                outcomes.update(zip(part.places, part.answer.outcomes, strict=True))
+            else:
+                for place in part.places:
+                    outcomes[place] = UnknownOutcome(self._charges[place].limit, False, 0, 0, 0, 0)
+        return tuple([outcomes[place] for place in range(len(self._charges))])
 
     def _give_back(self, charges: Sequence[Charge], verdict: Verdict) -> None:
         """Undo the TAKEs of a part that were made, in Redis and in what is said of them."""

@@ -142,11 +142,12 @@ async def until_used(store, charge, expected):
 @ALGORITHMS
 async def test_several_counters_admit_exactly_the_limit(store, algorithm):
     """Of 2,000 decisions at once over counters in several places, as many pass as the strictest limit says."""
-    charges = [*apart(3, 900, algorithm=algorithm), Charge(limit_of(333, algorithm), b"{strict}")]
-    answers = await asyncio.gather(*(ask(store, *charges) for _ in range(2_000)))
-    assert sum(answer.allowed for answer in answers) == 333
+    many = 200 if algorithm is Algorithm.CONCURRENCY else 2_000  # each of its charges looks at all holds
+    charges = [*apart(3, many, algorithm=algorithm), Charge(limit_of(many // 6, algorithm), b"{strict}")]
+    answers = await asyncio.gather(*(ask(store, *charges) for _ in range(many)))
+    assert sum(answer.allowed for answer in answers) == many // 6
     for charge in charges:
-        await until_used(store, charge, 333)
+        await until_used(store, charge, many // 6)
 
 
 @ALGORITHMS
