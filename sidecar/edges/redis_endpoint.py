@@ -68,12 +68,26 @@ def host_port(host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files for TLS to Redis; `ca` None trusts the system's authorities, `server_name` "" means the host."""
+    """PEM files for TLS to Redis; `ca` None trusts the system's authorities, `server_name` "" means the host.
+
+    With `verify_name` off, the certificate may name whomever, as long as an authority that is trusted signed it.
+    """
 
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     server_name: str = ""
+    verify_name: bool = True
+
+    def context(self) -> ssl.SSLContext:
+        """To connect with, from the files as they are now.
+
+        Raises:
+            ValueError: They cannot be used; says which.
+        """
+        context = tls_context(self.ca, self.certificate, self.key)
+        context.check_hostname = self.verify_name
+        return context
 
 
 class Login:
@@ -107,7 +121,7 @@ class Login:
         self._tls = tls
         self._database = database
         self._signature = self._signed()
-        self._context = None if tls is None else tls_context(tls.ca, tls.certificate, tls.key)
+        self._context = None if tls is None else tls.context()
 
     def endpoint(self, *, host: str = "", port: int = _PORT_DEFAULT, path: str = "") -> RedisEndpoint:
         """A server at an address, with the credentials of now."""
@@ -136,7 +150,7 @@ class Login:
         if tls is None or (signature := self._signed()) == self._signature:
             return
         try:
-            self._context = tls_context(tls.ca, tls.certificate, tls.key)
+            self._context = tls.context()
         except ValueError:
             return  # such as a new certificate whose key is not written yet; tried again at the next connect
         self._signature = signature

@@ -80,6 +80,7 @@ def _login(
             certificate=_path(tls.certificate),
             key=_path(tls.key),
             server_name=tls.server_name or "",
+            verify_name=tls.verify_name,
         ),
         database=database,
     )

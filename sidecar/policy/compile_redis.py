@@ -107,6 +107,7 @@ def _tls(validated: Validated, files: Files, where: PathParts, tls: RedisTls | N
         certificate=files.optional((*where, "certificate"), tls.certificate),
         key=files.optional((*where, "key"), tls.key),
         server_name=tls.server_name,
+        verify_name=tls.verify_name,
     )
     check_authorities(validated, (*where, "ca"), found.ca)
     check_key_pair(validated, where, found.certificate, found.key)

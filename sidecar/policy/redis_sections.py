@@ -35,6 +35,12 @@ class RedisTls(Model):
         description="The name that the server's certificate must have; the host that is connected to without it.",
         examples=["redis.internal"],
     )
+    verify_name: bool = Field(
+        True,
+        description="Off, a certificate of any name is accepted, as long as a trusted authority signed it: for managed "
+        "services whose certificates have no usable name.",
+        examples=[True],
+    )
 
 
 class RedisSentinel(Model):

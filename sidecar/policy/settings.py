@@ -18,6 +18,7 @@ class RedisTlsFiles:
     certificate: str | None = None
     key: str | None = None
     server_name: str | None = None
+    verify_name: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

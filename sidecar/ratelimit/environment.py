@@ -123,6 +123,9 @@ def load(
         document = compile_source(writer.source, Path(), generation, resources)
     except PolicyError as error:
         raise PolicyError([*writer.faults, *error.faults]) from None
+    if document.settings.workers > 1:
+        fault = writer.source.fault(("server", "workers"), "`sidecar ratelimit` is one process", "1; or more replicas")
+        writer.faults.append(fault)
     if writer.faults:
         raise PolicyError(writer.faults)
     return Loaded(writer.with_secrets(document), reference)
@@ -171,11 +174,11 @@ class _Writer:
             listen = _host_port(found["GRPC_HOST"], found["GRPC_PORT"])
             self._put(("server", "listen"), listen, "GRPC_HOST", "GRPC_PORT")
         self._put(("admin", "listen"), _host_port(found["DEBUG_HOST"], found["DEBUG_PORT"]), "DEBUG_HOST", "DEBUG_PORT")
-        for name, key in (
-            ("GRPC_MAX_CONNECTION_AGE", "max_connection_age"),
-            ("GRPC_MAX_CONNECTION_AGE_GRACE", "max_connection_age_grace"),
+        for name, key, longest_s in (
+            ("GRPC_MAX_CONNECTION_AGE", "max_connection_age", 720 * 3600),
+            ("GRPC_MAX_CONNECTION_AGE_GRACE", "max_connection_age_grace", 3600),
         ):
-            self._put(("server", "limits", key), _duration(found[name]), name)
+            self._put(("server", "limits", key), _duration(found[name] or longest_s), name)
         if found["GRPC_SERVER_USE_TLS"]:
             for name, key in (
                 ("GRPC_SERVER_TLS_CERT", "certificate"),
@@ -264,9 +267,7 @@ class _Writer:
             if self._found[name]:
                 self._put((*where, key), self._found[name], name)
         if self._found["REDIS_TLS_SKIP_HOSTNAME_VERIFICATION"]:
-            name = "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION"
-            accepted = "false; redis.tls.server_name in a file that --config names says what the certificate is for"
-            self._fault(name, "servers' certificates are always verified with the name", accepted)
+            self._put((*where, "verify_name"), False, "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION")
 
     def ratelimit(self) -> None:
         """Where limits come from, and how they are answered."""

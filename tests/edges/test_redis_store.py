@@ -11,7 +11,7 @@ import redis
 
 from sidecar.core.breaker import Breaker, BreakerState
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, StoreFailure, Verdict
-from sidecar.edges.redis_endpoint import RedisEndpoint, tls_context
+from sidecar.edges.redis_endpoint import RedisEndpoint, TlsFiles, tls_context
 from sidecar.edges.redis_store import CHARGES_MAX, NEWS_AFTER_S, RedisStore
 from tests.support.asking import PATIENCE_S, ask, redis_store, until, until_answered, verdict
 from tests.support.certificates import make_certificates
@@ -162,7 +162,7 @@ async def test_a_user_without_script_load_still_charges(valkey, valkey_admin):
 
 
 async def test_tls_verifies_the_server(valkey, tmp_path):
-    """Over TLS charges pass; a server whose authority or name is another one is never spoken to."""
+    """Over TLS charges pass; a server whose authority or name is another one is refused, unless names are moot."""
     certificates = make_certificates(tmp_path)
     async with FaultProxy(valkey.socket_path, certificates.server_context(mutual=False)) as proxy:
         there = {"host": "127.0.0.1", "port": proxy.port}
@@ -170,7 +170,11 @@ async def test_tls_verifies_the_server(valkey, tmp_path):
         for name in ("", "redis.example"):
             async with redis_store(RedisEndpoint(tls=trusted, server_name=name, **there)) as store:
                 assert (await verdict(store, PLENTY)).allowed
-        for tls, name in ((tls_context(), ""), (trusted, "other.example")):
+        nameless = TlsFiles(ca=certificates.ca, verify_name=False).context()
+        async with redis_store(RedisEndpoint(tls=nameless, server_name="other.example", **there)) as store:
+            assert (await verdict(store, PLENTY)).allowed
+        stranger = TlsFiles(verify_name=False).context()
+        for tls, name in ((tls_context(), ""), (trusted, "other.example"), (stranger, "")):
             store = RedisStore(RedisEndpoint(tls=tls, server_name=name, **there))
             store.start()
             await until(lambda store=store: "CERTIFICATE_VERIFY_FAILED" in store.connection.last_error)

@@ -126,6 +126,8 @@ def test_the_reference_defaults(loaded: Any) -> None:
     assert settings.listen == (TcpAddress("0.0.0.0", 8081),)
     assert (settings.admin, found.reference.http) == (TcpAddress("0.0.0.0", 6070), TcpAddress("0.0.0.0", 8080))
     assert (settings.limits.max_connection_age_s, settings.limits.max_connection_age_grace_s) == (86400, 3600)
+    unbounded = loaded(GRPC_MAX_CONNECTION_AGE="0", GRPC_MAX_CONNECTION_AGE_GRACE="0").document.settings.limits
+    assert (unbounded.max_connection_age_s, unbounded.max_connection_age_grace_s) == (720 * 3600, 3600)
     assert (settings.log_level, settings.audit, settings.tls) == ("warning", "none", None)
     assert found.reference.prometheus is None
     assert set(found.document.policy.ratelimit.domains) == {"shop"}
@@ -186,6 +188,7 @@ def test_tls(loaded: Any, tmp_path: Path) -> None:
         REDIS_TLS_CACERT=ca,
         REDIS_TLS_CLIENT_CERT=certificate,
         REDIS_TLS_CLIENT_KEY=key,
+        REDIS_TLS_SKIP_HOSTNAME_VERIFICATION="true",
         CONFIG_TYPE="GRPC_XDS_SOTW",
         CONFIG_GRPC_XDS_SERVER_USE_TLS="true",
         CONFIG_GRPC_XDS_SERVER_TLS_CACERT=ca,
@@ -196,6 +199,7 @@ def test_tls(loaded: Any, tmp_path: Path) -> None:
     ).document.settings
     assert (found.tls.certificate, found.tls.key, found.tls.client_ca) == (certificate, key, ca)
     assert (found.redis.tls.ca, found.redis.tls.certificate, found.redis.tls.key) == (ca, certificate, key)
+    assert found.redis.tls.verify_name is False
     assert (found.xds.tls.ca, found.xds.tls.key, found.xds.tls.server_name) == (ca, key, "redis.example")
     assert (found.xds.server, found.xds.message_bytes_max) == ("localhost:18000", 4096)
     assert (found.xds.retry_s, found.xds.backoff_s, found.xds.backoff_s_max) == (3, 10, 60)
@@ -242,7 +246,6 @@ def test_answers(loaded: Any) -> None:
         ("REDIS_URL", {"REDIS_TYPE": "SENTINEL", "REDIS_URL": "master"}),
         ("REDIS_URL", {"REDIS_SOCKET_TYPE": "unix"}),
         ("REDIS_TLS_CACERT", {"REDIS_TLS": "true", "REDIS_TLS_CACERT": "/nowhere"}),
-        ("REDIS_TLS_SKIP_HOSTNAME_VERIFICATION", {"REDIS_TLS": "1", "REDIS_TLS_SKIP_HOSTNAME_VERIFICATION": "1"}),
         ("RUNTIME_ROOT", {"RUNTIME_APPDIRECTORY": "nowhere"}),
     ],
 )
@@ -277,6 +280,10 @@ def test_a_file_has_what_has_no_variable(loaded: Any, tmp_path: Path) -> None:
     policy.write_text("log:\n  level: loud\n")
     (fault,) = refused(loaded, config=policy)
     assert fault.startswith(f"{policy}:2: log.level: ")
+    policy.write_text("server: {workers: 2}\n")
+    assert refused(loaded, config=policy) == [
+        f"{policy}:1: server.workers: `sidecar ratelimit` is one process; 1; or more replicas"
+    ]
     policy.write_text("rules: []\n")
     (fault,) = refused(loaded, config=policy)
     assert fault.startswith(f"{policy}:1: rules: ")
