@@ -20,7 +20,7 @@ from sidecar.core.bindings import charges_of, reservation_name
 from sidecar.core.claims import Rejected
 from sidecar.core.context import NO_REQUEST
 from sidecar.core.decision import NO_PARAMETERS, Decision, DenyReason
-from sidecar.core.limits import Charge, OnFailure, StoreFailure, Verdict
+from sidecar.core.limits import Charge, OnFailure, Source, StoreFailure, Verdict
 from sidecar.core.paths import PathFault, canonical, canonical_host, is_plain_method
 
 if TYPE_CHECKING:
@@ -126,20 +126,24 @@ def settle(pending: Charges, result: Verdict | StoreFailure) -> Decision | Charg
     if isinstance(result, StoreFailure):
         return _without_store(pending, result)
     policy, rule = pending.policy, pending.rule
-    reason = None if result.allowed else DenyReason.LIMIT_EXCEEDED
-    decision = Decision(reason, rule, pending.principal, result.outcomes, policy.generation, pending.parameters)
+    outcomes = result.outcomes
+    reason = None
+    if not result.allowed:
+        reason = DenyReason.LIMIT_EXCEEDED
+        outcomes = tuple([each for each in outcomes if each.source is not Source.UNASKED])  # nothing to say of them
+    decision = Decision(reason, rule, pending.principal, outcomes, policy.generation, pending.parameters)
     decision.degraded = result.local
     if rule.shadows:
-        shadows = [each.limit.name for each in result.outcomes if each.limit.shadow and not each.allowed]
+        shadows = [each.limit.name for each in outcomes if each.limit.shadow and not each.allowed]
         decision.shadowed = tuple(shadows)
     if reason is not None:
-        exceeded = [repr(each.limit.name) for each in result.outcomes if not (each.allowed or each.limit.shadow)]
+        exceeded = [repr(each.limit.name) for each in outcomes if not (each.allowed or each.limit.shadow)]
         decision.detail = f"limit {', '.join(exceeded)} is exceeded"
     elif pending.hold:
         bindings = _counted_here(rule) if pending.local else rule.limits
         decision.reservation = reservation_name(bindings, pending.charges, result.outcomes, pending.hold)
     if rule.warns:
-        decision.warned = _warned(result.outcomes)
+        decision.warned = _warned(outcomes)
     return decision
 
 

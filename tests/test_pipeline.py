@@ -19,6 +19,7 @@ from sidecar.core.principal import Principal
 from sidecar.core.rules import PrefixPath, RequestMatch, Rule
 from sidecar.core.selectors import ClaimSelector
 from sidecar.core.token_cache import TokenCache
+from sidecar.edges.redis_parts import UnknownOutcome
 from sidecar.envoy import ext_authz
 from tests.support.deciding import KEY, OTHER_KEY, check_request, compiled, token
 from tests.support.tokens import ISSUER, issuer_policy, jwks
@@ -149,6 +150,17 @@ def test_one_exceeded_limit_denies(tmp_path: Path) -> None:
         assert isinstance(decision, Decision)
         assert decision.allowed is all(fits)
         assert [name in decision.detail for name in ("'deny'", "'local'")] == [not fit for fit in fits]
+
+
+def test_nothing_is_said_of_limits_that_were_not_asked(tmp_path: Path) -> None:
+    """Where another limit's denial has decided, a decision holds only what is known."""
+    pending = begin(compiled(tmp_path, LIMITED.replace("WISHES", "deny, local")), None)
+    assert isinstance(pending, pipeline.Charges)
+    first, second = (charge.limit for charge in pending.charges)
+    denied = LimitOutcome(second, False, 1, 0, 5, 5)
+    decision = pipeline.settle(pending, Verdict(False, (UnknownOutcome(first, False, 0, 0, 0, 0), denied)))
+    assert isinstance(decision, Decision)
+    assert (decision.limits, decision.detail) == ((denied,), "limit 'local' is exceeded")
 
 
 def rule_of(authorize: Condition | None) -> Rule:
