@@ -59,7 +59,7 @@ def ratelimit_name(name: str) -> str:
 
 
 def ratelimit_policy(limit: Limit) -> str:
-    """The limit's item of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10 section 3): quota and window.
+    """The limit's item of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-11 section 3): quota and window.
 
     The calendar's windows differ in length, and concurrency has none: then there is no window.
     """
