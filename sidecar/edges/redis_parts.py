@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 REFUND_WITHIN_S = 0.1
 """How long a refund may be under way; the window must last longer than that."""
 
-CONFIRM_WITHIN_S = 1.0
-"""How long its confirmation is waited for; no longer than the store waits for anything."""
+CONFIRM_WITHIN_S = 60.0
+"""No caller waits for a refund, so its deadline is the store's own timeout, which is shorter."""
 
 Ask = Callable[[Sequence[Charge], float, Done], None]
 """The `charge` of a store."""
