@@ -75,7 +75,13 @@ def _server_tls(validated: Validated, files: Files, server: ServerSection) -> Tl
         certificate=files.readable((*where, "certificate"), server.tls.certificate),
         key=files.readable((*where, "key"), server.tls.key),
         client_ca=files.optional((*where, "client_ca"), server.tls.client_ca),
+        client_name=server.tls.client_name or "",
     )
+    if found.client_name and (found.client_ca is None or server.engine != "http2"):
+        message = (
+            "without client_ca nobody shows a certificate" if found.client_ca is None else "grpcio cannot check it"
+        )
+        validated.fault((*where, "client_name"), message, "server.tls.client_ca beside it, and engine: http2")
     check_key_pair(validated, where, found.certificate, found.key)
     check_authorities(validated, (*where, "client_ca"), found.client_ca)
     return found

@@ -22,6 +22,12 @@ class TlsServing(Model):
         description="PEM file with the authorities that sign client certificates; makes one required.",
         examples=["tls/clients.pem"],
     )
+    client_name: Text | None = Field(
+        None,
+        description="The host that a client's certificate must name (its subjectAltName); any without it. Needs "
+        "`client_ca`, and the engine `http2`.",
+        examples=["envoy.internal"],
+    )
 
 
 class TransportLimits(Model):

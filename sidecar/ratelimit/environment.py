@@ -184,17 +184,12 @@ class _Writer:
                 ("GRPC_SERVER_TLS_CERT", "certificate"),
                 ("GRPC_SERVER_TLS_KEY", "key"),
                 ("GRPC_CLIENT_TLS_CACERT", "client_ca"),
+                ("GRPC_CLIENT_TLS_SAN", "client_name"),
             ):
                 if found[name]:
                     self._put(("server", "tls", key), found[name], name)
-                elif key != "client_ca":
+                elif key not in {"client_ca", "client_name"}:
                     self._fault(name, "it is not set, and GRPC_SERVER_USE_TLS is true", "the path of a PEM file")
-        if found["GRPC_CLIENT_TLS_SAN"]:
-            self._fault(
-                "GRPC_CLIENT_TLS_SAN",
-                "it is not supported, and without it more clients would be let in than are meant to",
-                "no value, with an authority of its own for these clients in GRPC_CLIENT_TLS_CACERT",
-            )
         self.source.root["audit"] = Mapping(0)
         self.source.root["audit"]["destination"] = "none"
         self._put(("log", "level"), _LEVELS[found["LOG_LEVEL"]], "LOG_LEVEL")

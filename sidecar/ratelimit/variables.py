@@ -94,12 +94,7 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         _different("GRPC_SERVER_TLS_CERT", text, "", _TLS_FILE_NOTE),
         _different("GRPC_SERVER_TLS_KEY", text, "", f"{_TLS_FILE_NOTE}; need not be beside the certificate"),
         _different("GRPC_CLIENT_TLS_CACERT", text, "", f"{_TLS_FILE_NOTE}; the system's authorities are not trusted"),
-        _different(
-            "GRPC_CLIENT_TLS_SAN",
-            text,
-            "",
-            "refused: give these clients an authority of their own in GRPC_CLIENT_TLS_CACERT",
-        ),
+        _different("GRPC_CLIENT_TLS_SAN", text, "", "without GRPC_CLIENT_TLS_CACERT it is refused, not ignored"),
         # the log
         _different(
             "LOG_LEVEL",

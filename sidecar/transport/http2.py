@@ -169,6 +169,11 @@ class Http2Server:
 
     # What connections share.
 
+    def trusts(self, tls: ssl.SSLObject) -> bool:
+        """Whether a connection whose handshake succeeded is what was asked for: HTTP/2, and the client's name."""
+        client_name = self._tls.client_name if self._tls is not None else ""
+        return tls.selected_alpn_protocol() == "h2" and (not client_name or listeners.names(tls, client_name))
+
     def admit(self, connection: Http2Connection) -> bool:
         """Count a new connection in; False when there are too many, or the server is going away."""
         if self._draining or len(self._connections) >= self.limits.connections_max:

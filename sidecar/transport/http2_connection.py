@@ -106,7 +106,7 @@ class Http2Connection(asyncio.Protocol):
         """asyncio: the peer has connected (and finished its TLS handshake)."""
         self._transport = cast("asyncio.Transport", transport)
         tls = transport.get_extra_info("ssl_object")
-        if not self.server.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
+        if not self.server.admit(self) or (tls is not None and not self.server.trusts(tls)):
             self._closing = True
             self._transport.abort()
             return

@@ -75,6 +75,20 @@ def remove_socket(address: UnixAddress, identity: tuple[int, int] | None) -> Non
         Path(address.path).unlink(missing_ok=True)
 
 
+def names(connection: Any, name: str) -> bool:
+    """Whether the peer's certificate names a host: exactly, or by a `*` for the first label (RFC 6125).
+
+    Args:
+        connection: An `ssl.SSLObject` after its handshake.
+        name: The host.
+    """
+    certificate = connection.getpeercert() or {}
+    wanted = name.lower()
+    wildcard = f"*.{wanted.partition('.')[2]}"
+    found = {value.lower() for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
+    return wanted in found or ("." in wanted and wildcard in found)
+
+
 def tls_context(files: TlsFiles) -> ssl.SSLContext:
     """A server context for HTTP/2: TLS 1.2 or later, ALPN h2, client certificates required where a CA is given.
 

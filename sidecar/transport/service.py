@@ -181,11 +181,15 @@ class ServerLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files for serving TLS; with `client_ca` a client certificate signed by it is required (mTLS)."""
+    """PEM files for serving TLS; with `client_ca` a client certificate signed by it is required (mTLS).
+
+    With `client_name` it must name that host, too (`http2.py` alone).
+    """
 
     certificate: str
     key: str
     client_ca: str | None = None
+    client_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,7 @@ def test_tls(loaded: Any, tmp_path: Path) -> None:
         GRPC_SERVER_TLS_CERT=certificate,
         GRPC_SERVER_TLS_KEY=key,
         GRPC_CLIENT_TLS_CACERT=ca,
+        GRPC_CLIENT_TLS_SAN="envoy.internal",
         REDIS_TLS="true",
         REDIS_TLS_CACERT=ca,
         REDIS_TLS_CLIENT_CERT=certificate,
@@ -198,12 +199,26 @@ def test_tls(loaded: Any, tmp_path: Path) -> None:
         XDS_CLIENT_MAX_MSG_SIZE_IN_BYTES="4096",
     ).document.settings
     assert (found.tls.certificate, found.tls.key, found.tls.client_ca) == (certificate, key, ca)
+    assert found.tls.client_name == "envoy.internal"
     assert (found.redis.tls.ca, found.redis.tls.certificate, found.redis.tls.key) == (ca, certificate, key)
     assert found.redis.tls.verify_name is False
     assert (found.xds.tls.ca, found.xds.tls.key, found.xds.tls.server_name) == (ca, key, "redis.example")
     assert (found.xds.server, found.xds.message_bytes_max) == ("localhost:18000", 4096)
     assert (found.xds.retry_s, found.xds.backoff_s, found.xds.backoff_s_max) == (3, 10, 60)
     assert found.ratelimit_directory is None
+
+
+def test_a_clients_name_needs_its_authority(loaded: Any, tmp_path: Path) -> None:
+    """GRPC_CLIENT_TLS_SAN alone would let everybody in: it is a fault."""
+    issued = make_certificates(tmp_path)
+    (fault,) = refused(
+        loaded,
+        GRPC_SERVER_USE_TLS="true",
+        GRPC_SERVER_TLS_CERT=str(issued.server),
+        GRPC_SERVER_TLS_KEY=str(issued.server_key),
+        GRPC_CLIENT_TLS_SAN="envoy.internal",
+    )
+    assert fault.startswith("environment: GRPC_CLIENT_TLS_SAN: without client_ca")
 
 
 def test_answers(loaded: Any) -> None:
@@ -234,7 +249,6 @@ def test_answers(loaded: Any) -> None:
     [
         ("BACKEND_TYPE", {"BACKEND_TYPE": "memcache"}),
         ("CACHE_KEY_PREFIX", {"CACHE_KEY_PREFIX": "{x}"}),
-        ("GRPC_CLIENT_TLS_SAN", {"GRPC_CLIENT_TLS_SAN": "edge"}),
         ("GRPC_SERVER_TLS_CERT", {"GRPC_SERVER_USE_TLS": "true", "GRPC_SERVER_TLS_KEY": "/dev/null"}),
         ("GRPC_HOST", {"GRPC_HOST": "a b"}),
         ("GRPC_UDS", {"GRPC_UDS": "/" + "x" * 200}),

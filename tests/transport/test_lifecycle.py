@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -216,6 +217,33 @@ async def test_mutual_tls_admits_known_clients_only(engine: str, certificates: P
                 continue
             await refused.until_lost()
             assert not refused.remote_settings
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted", "admitted"),
+    [
+        ("envoy.internal", "Envoy.internal", True),
+        ("*.internal", "envoy.internal", True),
+        ("envoy.internal", "other.internal", False),
+        ("*.internal", "a.envoy.internal", False),
+        ("*.internal", "internal", False),
+    ],
+)
+async def test_a_clients_name_may_be_asked_for(tmp_path: Path, named: str, wanted: str, admitted: bool) -> None:
+    """A certificate of our CA passes where it names the host, by itself or by a wildcard for one label; else none."""
+    authority = issue("ca")
+    authority.write(tmp_path / "ca.pem")
+    for name, host in (("server", "localhost"), ("client", named)):
+        issue(name, authority, [x509.DNSName(host)]).write(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+    tls = dataclasses.replace(tls_files(tmp_path, client_ca=True), client_name=wanted)
+    async with serving("http2", tls=tls) as running:
+        peer = await Http2Peer.connect(running.address, tls=client_context(tmp_path, "client"))
+        if admitted:
+            assert await peer.ask(ECHO, b"x") == b"x"
+            peer.close()
+        else:
+            await peer.until_lost()
+            assert not peer.remote_settings
 
 
 async def test_tls_over_grpcio_clients(engine: str, certificates: Path) -> None:
