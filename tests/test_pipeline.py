@@ -204,3 +204,27 @@ def test_admissions_are_bounded() -> None:
         if number >= pipeline.ADMISSIONS_MAX - 1:
             assert pipeline._admit.cache_info().currsize == pipeline.ADMISSIONS_MAX
     pipeline._admit.cache_clear()
+
+
+REPEATED = """
+redis: {url: "redis://127.0.0.1:1/0"}
+limits:
+  own: {rate: 3/day, plans: {by: {constant: gold}, rates: {gold: 5/day}}, cost: 2, key: {constant: x}}
+  plan: {rate: 1/day, plans: {by: {header: x-plan}, rates: {gold: 5/day}}, key: {constant: x}}
+  cost: {rate: 9/day, cost: {header: x-cost, default: 1}, key: {constant: x}}
+  held: {rate: 9/day, reserve: {hold: 1s}, key: {constant: x}}
+rules: [{name: all, match: {path: {prefix: /}}, anonymous: true, limits: [NAME]}]
+"""
+
+
+@pytest.mark.parametrize(("name", "shared"), [("own", True), ("plan", False), ("cost", False), ("held", False)])
+def test_charges_are_kept_unless_the_request_decides_them(tmp_path: Path, name: str, shared: bool) -> None:
+    """A plan or a cost from the request, and a hold, which has a name of its own, are each request's."""
+    policy = compiled(tmp_path, REPEATED.replace("NAME", name))
+    first, second = begin(policy, None), begin(policy, None)
+    assert isinstance(first, pipeline.Charges)
+    assert isinstance(second, pipeline.Charges)
+    assert (first.charges[0] is second.charges[0]) is shared
+    if name == "held":
+        first.reserve(7)
+        assert [charge.hold for charge in (*first.charges, *second.charges)] == [7, 0]

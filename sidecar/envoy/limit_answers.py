@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from sidecar.core.limits import Source
 from sidecar.core.rules import WARNING_HEADER
 from sidecar.envoy import fields, wire
 
@@ -108,7 +107,7 @@ class LimitsParts:
         for limit, outcome in zip(self.limits, outcomes):  # noqa: B905 - they fit; `strict=` costs 0.2 us
             remaining, reset = outcome.remaining, fields.reset_seconds(outcome)
             metadata += limit.metadata(remaining, reset, outcome.allowed)
-            if outcome.limit.shadow or outcome.source is Source.UNASKED:
+            if outcome.limit.shadow:
                 continue
             item = b"%b;r=%d;t=%d" % (limit.name, remaining, reset)
             state = b"%b, %b" % (state, item) if state else item
@@ -120,7 +119,7 @@ class LimitsParts:
         headers = policy
         if answers.ratelimit and state:
             headers += wire.header_option(tag, RATELIMIT, state)
-        shown = [each for each in decision.limits if not (each.limit.shadow or each.source is Source.UNASKED)]
+        shown = [outcome for outcome in decision.limits if not outcome.limit.shadow]
         if shown and answers.x_ratelimit:
             headers += _figures(tag, _X_RATELIMIT, fields.tightest(shown))
         if shown and answers.reference:

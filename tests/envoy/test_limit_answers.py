@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.decision import Decision
-from sidecar.core.limits import US_PER_S, Limit, LimitOutcome, Source
+from sidecar.core.limits import US_PER_S, Limit, LimitOutcome
 from sidecar.core.rules import LimitAnswers
 from sidecar.envoy import fields
-from sidecar.envoy.limit_answers import ADD_TO_RESPONSE, VARIANTS_MAX, RuleLimits
+from sidecar.envoy.limit_answers import VARIANTS_MAX, RuleLimits
 
 
 def limit(name: str = "l", requests: int = 10, *, shadow: bool = False) -> Limit:
@@ -17,10 +16,6 @@ def limit(name: str = "l", requests: int = 10, *, shadow: bool = False) -> Limit
 
 def outcome(of: Limit, remaining: int = 1, *, retry_s: int = 0, reset_s: int = 30) -> LimitOutcome:
     return LimitOutcome(of, retry_s == 0, 0, remaining, retry_s * US_PER_S, reset_s * US_PER_S)
-
-
-class Unasked(LimitOutcome):
-    source = Source.UNASKED
 
 
 @pytest.mark.parametrize("met", [VARIANTS_MAX, VARIANTS_MAX + 1])
@@ -34,17 +29,6 @@ def test_fragments_of_so_many_combinations_are_kept(met: int) -> None:
         rule.of([each])
     assert (rule.of([variants[0]]) is first) is (met == VARIANTS_MAX)
     assert rule.of([outcome(own)]) is rule.own
-
-
-def test_what_was_not_asked_is_not_told() -> None:
-    """A remembered denial decides alone: of the other limits nothing is known."""
-    one, other = limit("one"), limit("other")
-    rule = RuleLimits([one, other], LimitAnswers(x_ratelimit=True))
-    outcomes = (outcome(one, 3), Unasked(other, True, 0, 0, 0, 0))
-    headers, metadata = rule.of(outcomes).write(Decision(None, None, None, outcomes, 1), ADD_TO_RESPONSE)
-    assert b'"one";r=3;t=30' in headers
-    assert b'"other";r=' not in headers
-    assert b"other" in metadata
 
 
 def test_the_short_headers_tell_of_one_limit() -> None:
