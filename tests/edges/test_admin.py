@@ -9,7 +9,9 @@ import pytest
 from sidecar.edges.admin import (
     HEADER_BYTES_MAX,
     AdminServer,
+    Answer,
     Component,
+    PostRoute,
     json_route,
     live_route,
     ready_route,
@@ -206,3 +208,51 @@ async def test_unix_socket_is_private_and_replaces_a_stale_one(tmp_path):
     with pytest.raises(OSError, match="not a socket"):
         await _server().start(address)
     assert path.read_text() == "precious"
+
+
+async def _doubled(body: bytes) -> Answer:
+    return Answer(200, body + body, "text/plain")
+
+
+@pytest.fixture
+async def taking():
+    """A server with a route that takes up to 8 bytes."""
+    server = AdminServer({"/double": PostRoute(_doubled, 8), "/livez": live_route()})
+    yield await server.start(LOOPBACK)
+    await server.close()
+
+
+def _post(target: str, body: bytes, *fields: str) -> bytes:
+    head = "\r\n".join([f"POST {target} HTTP/1.1", "Host: admin", f"Content-Length: {len(body)}", *fields, "", ""])
+    return head.encode() + body
+
+
+async def test_a_route_may_take_a_body_of_bounded_size(taking):
+    """A body up to the bound is handed over, on one connection after another request; one byte more is 413."""
+    answers = await _exchange(taking, _post("/double", b"12345678") + _post("/double", b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert b"1234567812345678" in answers
+    assert b" 413 " in await _exchange(taking, _post("/double", b"123456789"))
+
+
+async def test_a_body_comes_in_chunks_and_after_a_go_ahead(taking):
+    """Transfer-Encoding: chunked is put together, and who expects 100-continue is told to go on."""
+    chunked = b"POST /double HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+    assert (await _exchange(taking, chunked)).endswith(b"abcabc")
+    reader, writer = await asyncio.open_connection(taking.host, taking.port)
+    head, _, body = _post("/double", b"abc", "Expect: 100-continue").partition(b"\r\n\r\n")
+    writer.write(head + b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 100")
+        writer.write(body)
+        writer.write_eof()
+        assert (await reader.read()).endswith(b"abcabc")
+    writer.close()
+
+
+async def test_methods_are_those_of_the_route(taking):
+    """Where a body is taken, POST alone is accepted; elsewhere a body is not read."""
+    status, headers, _ = await _get(taking, "/double")
+    assert (status, headers["allow"]) == (405, "post")
+    status, headers, _ = await _get(taking, "/livez", "POST")
+    assert (status, headers["allow"]) == (405, "get, head")
