@@ -10,8 +10,10 @@ import pytest
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, Op, StoreFailure, Verdict
 from sidecar.edges.handover import BATCH_MAX, Handover
 from sidecar.edges.local_store import LocalStore
+from sidecar.edges.redis_cluster import ClusterStore, slot_of
+from sidecar.edges.redis_endpoint import Login
 from tests.support.asking import ask, until
-from tests.support.limiting import CountedStore, limiting
+from tests.support.limiting import CountedStore, limiting, limiting_on
 from tests.support.valkey import ValkeyProcess
 
 HOUR_US = 3_600 * US_PER_S
@@ -124,6 +126,32 @@ async def test_many_counters_that_nobody_asks_for_again(valkey_process):
         assert [await used(sidecar, charge) for charge in charges[:: BATCH_MAX // 2]] == [1] * 6
         assert sidecar.limiter.handover.handed_total == len(charges)
         assert not sidecar.limiter.handover.active
+
+
+async def test_one_frozen_master_of_a_cluster(cluster):
+    """Its counters are counted alone and handed over; the others are Redis's all the time."""
+    keys = [b"{%d}" % n for n in range(20)]
+    frozen = cluster.master_of(slot_of(keys[0]))
+    other = next(key for key in keys if cluster.master_of(slot_of(key)) is not frozen)
+    gone, there = Charge(LIMIT, keys[0]), Charge(LIMIT, other)
+    async with AsyncExitStack() as stack:
+        sidecars = []
+        for _ in range(2):
+            store = ClusterStore(cluster.addresses, Login(), timeout_s=SHORT_S)
+            on_store = limiting_on(store, lambda store=store: store.connected, share=0.3)
+            sidecars.append(await stack.enter_async_context(on_store))
+        frozen.freeze()
+        try:
+            alone = [await sidecar.admitted(50, gone) for sidecar in sidecars]
+            both = [await sidecar.admitted(10, gone, there) for sidecar in sidecars]
+            rest = sum([await sidecar.admitted(150, there) for sidecar in sidecars])
+        finally:
+            frozen.thaw()
+            cluster.repair()
+        assert (alone, both, rest) == ([30, 30], [0, 0], 100)
+        await until(lambda: all(sidecar.limiter.handover.handed_total == 30 for sidecar in sidecars))
+        assert await used(sidecars[0], gone) >= 60
+        assert sum([await sidecar.admitted(100, gone) for sidecar in sidecars]) <= 40
 
 
 # --- one at a time, with a store that answers as told ----------------------------------------------------------------

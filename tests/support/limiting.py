@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from sidecar.core.limits import Charge, Done, LimitStore, StoreFailure, Verdict
 from sidecar.edges.limiter import Limiter
 from sidecar.edges.local_store import LocalStore
+from sidecar.edges.redis_cluster import ClusterStore
 from sidecar.edges.redis_endpoint import Login, RedisAddress
 from sidecar.edges.redis_store import RedisStore
 from tests.support.asking import ask, until
@@ -34,12 +35,14 @@ class CountedStore:
 class Limiting:
     """One sidecar."""
 
-    def __init__(self, redis: RedisStore, share: float, **settings: Any) -> None:
+    def __init__(self, redis: RedisStore | ClusterStore, share: float, **settings: Any) -> None:
         self.redis = redis
         self.store = CountedStore(redis)
         self.local = LocalStore(share=share)
         self.limiter = Limiter(self.store, self.local, **settings)
         redis.on_denied = self.limiter.denied
+        if isinstance(redis, ClusterStore):
+            redis.refund = self.limiter.charge
 
     @property
     def trips(self) -> int:
@@ -70,13 +73,22 @@ async def limiting(
 ) -> AsyncIterator[Limiting]:
     """A started one, connected."""
     address = RedisAddress(Login(), path=path) if path else RedisAddress(Login(), host="127.0.0.1", port=port)
-    redis = RedisStore(address, timeout_s=timeout_s)
-    redis.start()
-    sidecar = Limiting(redis, share, **settings)
+    store = RedisStore(address, timeout_s=timeout_s)
+    async with limiting_on(store, lambda: store.connection.connected, share=share, **settings) as sidecar:
+        yield sidecar
+
+
+@asynccontextmanager
+async def limiting_on(
+    store: RedisStore | ClusterStore, connected: Callable[[], bool], *, share: float = 1.0, **settings: Any
+) -> AsyncIterator[Limiting]:
+    """The same on any store, which is started and closed."""
+    store.start()
+    sidecar = Limiting(store, share, **settings)
     sidecar.limiter.start()
     try:
-        await until(lambda: redis.connection.connected)
+        await until(connected)
         yield sidecar
     finally:
         await sidecar.limiter.close()
-        await redis.close()
+        await store.close()
