@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import pytest
 
-from sidecar.check import CHECK
+from sidecar.check import CHECK, TOGETHER_MAX
 from sidecar.core.decision import DenyReason
 from sidecar.core.limits import LimitStore, StoreFailure
 from sidecar.edges.local_store import LocalStore
+from sidecar.envoy import ext_authz
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
 from sidecar.transport.grpcio import GrpcioServer
 from sidecar.transport.http2 import Http2Server
@@ -22,6 +23,9 @@ from tests.support.asking import until
 from tests.support.deciding import Deciding, UnansweringStore, check_request, compiled, deciding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar.core.context import RequestContext
     from sidecar.core.policy import Policy
 
 ANSWER_WITHIN_S = 0.1
@@ -147,3 +151,30 @@ async def test_hostile_text_is_denied(
     async with served(engine, policy, LocalStore()) as (it, call):
         assert reason(await call(check_request(path, host=host, method=method)))
         assert it.bugs == []
+
+
+async def test_checks_of_one_turn_are_decided_each_for_itself(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than take a step together: one that fails is denied, one that is abandoned is left, the others are right."""
+    steps: list[Callable[[], None]] = []
+    async with deciding(policy) as it:
+        it.soon = steps.append
+        fault = RuntimeError("out of order")
+        decode = ext_authz.decode
+
+        def faulty(message: bytes) -> RequestContext | DenyReason:
+            if message == b"fault":
+                raise fault
+            return decode(message)
+
+        monkeypatch.setattr(ext_authz, "decode", faulty)
+        messages = [check_request(), b"fault", b"\xff", check_request("/allow")] * TOGETHER_MAX
+        calls = [it.begin(message) for message in messages]
+        calls[0].cancelled = True
+        assert len(steps) == 1
+        assert not any(call.answers for call in calls)
+        while steps:
+            steps.pop(0)()
+        codes = [[CheckResponse.FromString(answer).status.code for answer in call.answers] for call in calls]
+        assert codes == [[], [13], [3], [0], *[[0], [13], [3], [8]] * (TOGETHER_MAX - 1)]
+        assert it.bugs == [fault] * TOGETHER_MAX
+        assert len(it.events) == len(messages) - 1

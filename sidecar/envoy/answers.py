@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sidecar.core.context import NO_REQUEST, RequestContext
 from sidecar.core.decision import NO_PARAMETERS, REASONS, Decision, DenyReason
-from sidecar.core.limits import US_PER_S
 from sidecar.core.rules import WARNING_HEADER
 from sidecar.core.selectors import SELECTORS_OF_REQUEST
 from sidecar.envoy import fields, wire
@@ -173,11 +172,7 @@ class _SoleLimitAnswer:
     def answer(self, outcome: LimitOutcome) -> bytes | None:
         """The CheckResponse; None where lengths take more or fewer bytes than usual."""
         limit = self.limit
-        after_us = outcome.reset_after_us
-        if after_us < outcome.retry_after_us:  # noqa: PLR1730 - max() would cost 0.1 us
-            after_us = outcome.retry_after_us
-        reset = -(-after_us // US_PER_S)  # as fields.reset_seconds
-        remaining = outcome.remaining
+        remaining, reset = outcome.remaining, fields.reset_seconds(outcome)
         state = b"%b;r=%d;t=%d" % (limit.name, remaining, reset)
         size = len(state)
         ok_bytes = self.ok_bytes + size

@@ -407,6 +407,26 @@ def to_plain(value):
             return getattr(value, kind)
 
 
+class TestSoleLimit:
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.integers(0, 2**49),
+        st.integers(0, 2**49),
+        st.text(st.characters(categories=["L", "P", "Zs"]), min_size=1, max_size=120),
+        st.sampled_from([0, 1, 40, 4_000]),
+    )
+    def test_the_short_way_says_what_the_long_one_says(self, remaining, retry_us, reset_us, name, more):
+        """An allowed answer under one plain limit is the same bytes as one that is put together part by part."""
+        limit = replace(PER_USER, name=name)
+        binding = LimitBinding(limit=limit, key=(), key_prefix=b"", on_failure=OnFailure.DENY)
+        headers = (("x-user-id", ClaimSelector(("sub",))), ("x-more", ClaimSelector(("more",))))
+        rule = make_rule(limits=(binding,), upstream_headers=headers, identity_headers=("x-user-id",) if more else ())
+        principal = make_principal(claims={"sub": "alice", "more": "m" * more})
+        decision = Decision(None, rule, principal, (LimitOutcome(limit, True, 1, remaining, retry_us, reset_us),), 3)
+        the_long_way = decoded(headers={"x_unrelated": "1"})
+        assert encode(decision, decoded()) == encode(decision, the_long_way)
+
+
 class TestDenied:
     @pytest.mark.parametrize("reason", DenyReason)
     def test_each_reason_is_problem_details(self, reason):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +170,7 @@ class Deciding:
     events: list[DecisionEvent] = field(default_factory=list)
     bugs: list[BaseException] = field(default_factory=list)
     sink_fault: Exception | None = None
+    soon: Callable[[Callable[[], None]], object] = lambda step: step()
 
     def __post_init__(self) -> None:
         self.service = CheckService(
@@ -180,7 +181,11 @@ class Deciding:
             local=self.local,
             on_events=self._take,
             on_bug=lambda bug, _method: self.bugs.append(bug),
+            soon=self._soon,
         )
+
+    def _soon(self, step: Callable[[], None]) -> None:
+        self.soon(step)
 
     def _take(self, events: Sequence[DecisionEvent]) -> None:
         self.events.extend(events)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.transport import grpc_framing
-from sidecar.transport.deadlines import TICK_S, DeadlineWheel
+from sidecar.transport.deadlines import TICK_S, YOUNG_MAX, YOUNG_S, DeadlineWheel
 from sidecar.transport.grpc_framing import FramingError, MessageReader
 from sidecar.transport.service import Refusal
 from tests.support.http2_peer import eventually
@@ -89,8 +89,10 @@ def test_a_framing_error_names_its_refusal() -> None:
 
 
 class _Item:
-    def __init__(self, name: str, expired: list[str]) -> None:
+    def __init__(self, name: str, expired: list[str], deadline: float = 0.0) -> None:
         self.bucket: int | None = None
+        self.deadline = deadline
+        self.over = False
         self._name = name
         self._expired = expired
 
@@ -128,4 +130,40 @@ async def test_a_deadline_is_never_late_by_its_own_doing() -> None:
         wheel.add(deadline, item)
         assert item.bucket is not None
         assert 0 <= deadline - item.bucket * TICK_S < slack + 1e-6
+    wheel.close()
+
+
+async def test_what_is_watched_expires_unless_it_is_over() -> None:
+    """Near deadlines have a bucket at once, far ones once they are looked through, passed ones expire at once."""
+    loop = asyncio.get_running_loop()
+    wheel = DeadlineWheel(loop)
+    expired: list[str] = []
+    now = loop.time()
+    ahead = {"passed": 0.0, "near": YOUNG_S, "far": 2 * YOUNG_S, "over": 2 * YOUNG_S}
+    items = {name: _Item(name, expired, now + ahead_s) for name, ahead_s in ahead.items()}
+    wheel.watch(items.values(), now)
+    assert expired == ["passed"]
+    assert items["near"].bucket is not None
+    assert wheel.young == 2
+    items["over"].over = True
+    await eventually(lambda: wheel.young == 0)
+    assert items["over"].bucket is None
+    await eventually(lambda: len(expired) == 3)
+    assert expired == ["passed", "near", "far"]
+    wheel.close()
+
+
+async def test_what_is_young_is_bounded() -> None:
+    """One more than `YOUNG_MAX` has all looked through at once: those that are over are let go."""
+    loop = asyncio.get_running_loop()
+    wheel = DeadlineWheel(loop)
+    now = loop.time()
+    items = [_Item("", [], now + 60) for _ in range(YOUNG_MAX + 1)]
+    for item in items[1:]:
+        item.over = True
+    wheel.watch(items[:YOUNG_MAX], now)
+    assert wheel.young == YOUNG_MAX
+    wheel.watch(items[YOUNG_MAX:], now)
+    assert wheel.young == 0
+    assert [item for item in items if item.bucket is not None] == [items[0]]
     wheel.close()
