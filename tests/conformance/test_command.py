@@ -21,6 +21,7 @@ from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from tests.support.ratelimit_model import Model
 
 KIT = load_kit()
+CONFIGURATIONS = [file for case in KIT for file in case.configurations]
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ def serving(answer):
 
 
 def model(*wrong, features=frozenset(FEATURES) - MODES):
-    server = Model(KIT, features, SystemClock(), frozenset(wrong))
+    server = Model(CONFIGURATIONS, features, SystemClock(), frozenset(wrong))
     return lambda request: server.ask([request])[0]
 
 

@@ -11,6 +11,7 @@ from sidecar.conformance.runner import Runner
 from tests.support.ratelimit_model import WRONG, Model, Time
 
 KIT = load_kit()
+CONFIGURATIONS = [file for case in KIT for file in case.configurations]
 SERVERS = [frozenset(FEATURES) - MODES, *(frozenset({mode}) for mode in MODES)]
 """What a service's settings may be, so that every case is asked of one of them."""
 
@@ -20,7 +21,7 @@ def results(wrong=frozenset(), families=None):
     cases = [case for case in KIT if families is None or case.family in families]
     for features in SERVERS:
         clock, numbers = Time(), itertools.count()
-        model = Model(KIT, features, clock, wrong)
+        model = Model(CONFIGURATIONS, features, clock, wrong)
         runner = Runner(model, features, clock, lambda numbers=numbers: f"run-{next(numbers)}")
         yield from (result for result in runner.run(cases) if result.outcome != "skipped")
 

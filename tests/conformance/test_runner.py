@@ -37,7 +37,7 @@ def kit(directory, unit, *expected, after_reset=()):
 def asked(cases, now_s, call_s=0.0):
     """The case's result, and the time that it took."""
     clock = Time(now_s)
-    target = Slow(Model(cases, frozenset(), clock), clock, call_s)
+    target = Slow(Model(cases[0].configurations, frozenset(), clock), clock, call_s)
     runs = iter("abcdefgh")
     [result] = Runner(target, frozenset(), clock, lambda: next(runs)).run(cases)
     return result, clock.now_s() - now_s, target.runs

@@ -12,8 +12,10 @@ import yaml
 from sidecar.conformance.cases import FEATURES, MODES, load_kit
 from sidecar.conformance.command import write_configurations
 from sidecar.conformance.grpc_target import GrpcTarget
-from sidecar.conformance.runner import Runner
+from sidecar.conformance.runner import Runner, SystemClock
 from sidecar.demo.processes import Child, free_port
+from tests.conformance import beside
+from tests.support.ratelimit_model import Model
 from tests.support.ratelimit_process import RateLimitProcess
 from tests.support.valkey import ValkeyProcess
 
@@ -95,6 +97,29 @@ def test_sidecar_serve_conforms(tmp_path, valkey, features):
         conforms(address, features)
     finally:
         child.stop()
+
+
+def test_random_configurations_are_served_as_the_model_answers_them(tmp_path, valkey):
+    """Statuses, headers and metadata are those of a service that shares no code with ours."""
+    domains = 40
+    beside.write(tmp_path / "limits", domains)
+    model = Model(map(beside.configuration, range(domains)), ALL, SystemClock())
+    child, address = serve(tmp_path, valkey, ALL)
+    try:
+        with GrpcTarget(address) as target:
+            assert beside.differences(model, target, seed=1, domains=domains, requests=40) == []
+    finally:
+        child.stop()
+
+
+@pytest.mark.parametrize(
+    "mistake", ["longest pattern", "share", "replaced still counts", "any quota", "denied not counted"]
+)
+def test_random_configurations_find_mistakes(mistake):
+    """What differs in one of them is found."""
+    configurations = list(map(beside.configuration, range(40)))
+    right, wrong = (Model(configurations, ALL, SystemClock(), frozenset(given)) for given in ([], [mistake]))
+    assert beside.differences(right, wrong, seed=1, domains=40, requests=40) != []
 
 
 @SERVERS

@@ -17,7 +17,9 @@ from sidecar.conformance.judge import Answer, Fault
 from sidecar.envoy.pb.ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 
 if TYPE_CHECKING:
-    from sidecar.conformance.cases import Case
+    from collections.abc import Iterable, Mapping
+
+    from sidecar.conformance.runner import Clock
 
 UNITS = {"SECOND": 1, "MINUTE": 60, "HOUR": 3600, "DAY": 86400, "MONTH": 2592000, "YEAR": 31536000, "WEEK": 604800}
 NUMBERS = {1: "SECOND", 2: "MINUTE", 3: "HOUR", 4: "DAY", 5: "MONTH", 6: "YEAR", 7: "WEEK"}
@@ -59,11 +61,15 @@ class Model:
     """Answers as the kit expects, but for what is in `wrong` (see WRONG)."""
 
     def __init__(
-        self, cases: list[Case], features: frozenset[str], clock: Time, wrong: frozenset[str] = frozenset()
+        self,
+        configurations: Iterable[Mapping[str, Any]],
+        features: frozenset[str],
+        clock: Clock,
+        wrong: frozenset[str] = frozenset(),
     ) -> None:
         self.domains: dict[str, list[dict[str, Any]]] = {}
-        for case in cases:
-            for configuration in case.configurations[: 1 if "first file" in wrong else None]:
+        for configuration in configurations:
+            if configuration["domain"] not in self.domains or "first file" not in wrong:
                 self.domains.setdefault(configuration["domain"], []).extend(configuration["descriptors"])
         self.features = features
         self.clock = clock
