@@ -216,6 +216,7 @@ class App:
         stack.push_async_callback(admin.close)
         watcher.start()
         stack.push_async_callback(watcher.close)
+        self._watch_certificate(stack)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         if self._hang_ups.seen:
             self._hang_up()
@@ -237,7 +238,8 @@ class App:
         overrides = Overrides()
         changes = LimitChanges(self.store, settings.redis.key_prefix if settings.redis is not None else "")
         self.follower = ChangesFollower(changes, overrides, forget=self._forget, report=_report_changes, now_us=_now_us)
-        self.limiter = Limiter(self.store, self.local, overrides=overrides, on_freed=self.follower.freed)
+        wait_s = settings.redis.timeout_s if settings.redis is not None else 0.0
+        self.limiter = Limiter(self.store, self.local, overrides=overrides, on_freed=self.follower.freed, wait_s=wait_s)
         self.store.on_denied = self.limiter.denied
         if not isinstance(self.store, RedisStore):
             self.store.refund = self.limiter.charge
@@ -277,6 +279,24 @@ class App:
             return ""
         self.resources = before
         return "; ".join(self.holder.faults[:FAULTS_SHOWN_MAX])
+
+    def _watch_certificate(self, stack: AsyncExitStack) -> None:
+        """Serve with a renewed certificate once its files have changed; grpcio's server reads them at its start alone."""
+        tls, renew = self.settings.tls, getattr(self.server, "renew_certificate", None)
+        if tls is None or renew is None:
+            return
+
+        async def changed(paths: list[str]) -> None:
+            try:
+                renew()
+            except OSError as error:
+                _log.error("certificate_refused", paths=paths, reason=str(error))
+            else:
+                _log.info("certificate_renewed", paths=paths)
+
+        watcher = FileWatcher(lambda: (tls.certificate, tls.key), changed)
+        watcher.start()
+        stack.push_async_callback(watcher.close)
 
     async def _before_serving(self, stack: AsyncExitStack, stop: asyncio.Event) -> None:
         """What must be there before gRPC is served; `stop` ends the wait for it."""

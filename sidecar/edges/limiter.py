@@ -27,6 +27,7 @@ from sidecar.core.overrides import Overrides
 from sidecar.edges.handover import Handover
 from sidecar.edges.leases import Leases
 from sidecar.edges.loop_watch import LoopWatch
+from sidecar.edges.redis_store import TIMEOUT_S
 
 if TYPE_CHECKING:
     from sidecar.edges.local_store import LocalStore
@@ -58,6 +59,7 @@ class Limiter:
         overrides: Of single keys.
         now_us: A monotonic clock, that of `denied`.
         denials_max: Denials that are remembered.
+        wait_s: How long a decision waits for Redis.
         on_freed: Told the storage keys of which something was given back: other processes may remember denials.
             Not told of leases, whose denials are remembered for a quarter of a second only.
 
@@ -79,6 +81,7 @@ class Limiter:
         overrides: Overrides | None = None,
         now_us: Callable[[], int] = monotonic_us,
         denials_max: int = DENIALS_MAX,
+        wait_s: float = TIMEOUT_S,
         on_freed: Callable[[Sequence[bytes]], None] = lambda _keys: None,
     ) -> None:
         self._store = store
@@ -95,7 +98,7 @@ class Limiter:
         self._owed = self.handover.keys
         self.leases = Leases(store, now_us, on_returned=self.forget)
         self.local: LimitStore = _Local(self.handover, self._overrides)
-        self.watch = LoopWatch(self._engage)
+        self.watch = LoopWatch(wait_s, self._engage)
         self.shed_total = 0
 
     def start(self) -> None:
