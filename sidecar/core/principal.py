@@ -19,7 +19,11 @@ class Principal:
         client: `client_id` or `azp`, "" without one.
         scopes: From `scope` (or the claim that the issuer's policy names), split on single spaces.
         roles: From the claim that the issuer's policy names.
-        claims: All verified claims.
+        claims: All verified claims; of an API key or a certificate, what is known of it by names of claims.
+        method: What proved it: `token`, `opaque_token`, `api_key` or `certificate`.
+        tier: The caller's plan, "" without one.
+        tenant: On whose behalf the caller acts, "" without one.
+        key_id: Names the API key, the token (`jti`) or the certificate (its digest); "" where it has no name.
     """
 
     issuer: str
@@ -28,6 +32,10 @@ class Principal:
     scopes: frozenset[str]
     roles: frozenset[str]
     claims: Mapping[str, Json]
+    method: str = "token"
+    tier: str = ""
+    tenant: str = ""
+    key_id: str = ""
 
 
 def claim_at(claims: Mapping[str, Json], path: tuple[str, ...]) -> Json:
