@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from binascii import crc_hqx
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,12 +27,8 @@ from sidecar.core.limits import Charge, Done, OnDenied, StoreFailure, Verdict
 from sidecar.edges.redis_connection import IN_FLIGHT_MAX, AskError, RedisConnection
 from sidecar.edges.redis_endpoint import Login, RedisAddress, host_port
 from sidecar.edges.redis_parts import Ask, charge_parts
+from sidecar.edges.redis_slots import NODES_MAX, SLOTS, Address, Topology, TopologyError, read_slots, slot_of
 from sidecar.edges.redis_store import CHARGES_MAX, TIMEOUT_S, Call, RedisCounts, RedisStore
-
-SLOTS = 16_384
-
-NODES_MAX = 1_000
-"""The largest Cluster that is followed; Redis's own recommendation ends there."""
 
 HOPS_MAX = 5
 """So often a call is sent elsewhere; more only happens when servers contradict each other."""
@@ -56,67 +51,10 @@ TAKING_OVER_S = 60.0
 
 _LEAVE_WITHIN_S = 2.0
 
-Address = tuple[str, int]
-
-
-def slot_of(key: bytes) -> int:
-    """A key's slot: CRC16 of its hash tag, or of all of it where it has none."""
-    start = key.find(b"{")
-    if start >= 0:
-        end = key.find(b"}", start + 1)
-        if end > start + 1:
-            key = key[start + 1 : end]
-    return crc_hqx(key, 0) & (SLOTS - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """Who is responsible for what.
-
-    Attributes:
-        ranges: First slot, last slot, master.
-        replicas: To be asked when no master answers.
-    """
-
-    ranges: tuple[tuple[int, int, Address], ...]
-    replicas: tuple[Address, ...]
-
-    @property
-    def masters(self) -> list[Address]:
-        """Each once."""
-        return list(dict.fromkeys(address for _, _, address in self.ranges))
-
-
-class TopologyError(Exception):
-    """What a server said about the Cluster cannot be used."""
-
-
-def read_slots(reply: Any, asked: Address) -> Topology:
-    """The reply of CLUSTER SLOTS. A server that does not know its own address is at the one that was asked.
-
-    Raises:
-        TopologyError: It is none, or says that nobody has any slot.
-    """
-
-    def address(node: Any) -> Address:
-        host = node[0].decode() if node[0] else ""
-        return (asked[0] if host in {"", "?"} else host, int(node[1]))
-
-    try:
-        ranges = tuple(sorted((int(entry[0]), int(entry[1]), address(entry[2])) for entry in reply))
-        replicas = tuple(sorted({address(node) for entry in reply for node in entry[3:]}))
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise TopologyError("the reply to CLUSTER SLOTS cannot be read") from error
-    if not ranges:
-        raise TopologyError("no server has any slot")
-    if any(not 0 <= first <= last < SLOTS for first, last, _ in ranges) or len({r[2] for r in ranges}) > NODES_MAX:
-        raise TopologyError("the reply to CLUSTER SLOTS makes no sense")
-    return Topology(ranges, replicas)
-
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """Calls for a master that is being connected to; `left` of them may still come."""
+    """Calls for a master that is being connected to; the timer is for the first deadline among them."""
 
     calls: list[tuple[Call, bool]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
@@ -491,8 +429,11 @@ async def ask_once(address: RedisAddress, *parts: bytes) -> Any:
 
 
 async def _close_when_idle(node: RedisStore) -> None:
-    with contextlib.suppress(TimeoutError):
+    try:
         async with asyncio.timeout(_LEAVE_WITHIN_S):
             while node.connection.in_flight:  # noqa: ASYNC110 - a connection that is left has no event for that
                 await asyncio.sleep(0.01)
-    await node.close()
+    except TimeoutError:
+        return
+    finally:
+        await node.close()

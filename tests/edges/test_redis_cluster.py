@@ -9,8 +9,9 @@ import pytest
 
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, StoreFailure, Verdict, counter_key
 from sidecar.edges import redis_cluster
-from sidecar.edges.redis_cluster import NODES_MAX, WAITING_MAX, ClusterStore, TopologyError, read_slots, slot_of
+from sidecar.edges.redis_cluster import WAITING_MAX, ClusterStore
 from sidecar.edges.redis_endpoint import Login
+from sidecar.edges.redis_slots import NODES_MAX, TopologyError, read_slots, slot_of
 from tests.support.asking import PATIENCE_S, ask, running_store, until, until_answered, verdict
 
 HOUR_US = 3_600 * US_PER_S
@@ -187,6 +188,22 @@ async def test_closing_leaves_nothing(cluster):
         assert sum(our_connections(node) for node in cluster.nodes) == 3
     assert asyncio.all_tasks() == before
     await until(lambda: sum(our_connections(node) for node in cluster.nodes) == 0)
+
+
+async def test_closing_leaves_no_master_that_is_just_being_left(cluster):
+    """One that still owes replies is not waited for."""
+    before = asyncio.all_tasks()
+    charge = Charge(limit_of(1), b"{left}")
+    master = cluster.master_of(slot_of(charge.key))
+    async with running_store(cluster_store(cluster)) as store:
+        master.freeze()
+        asked = ask(store, charge)
+        store._leave(master.address)
+        assert not asked.done()
+    master.thaw()
+    assert await asked is StoreFailure.UNREACHABLE
+    assert asyncio.all_tasks() == before
+    await until(lambda: our_connections(master) == 0)
 
 
 async def test_users_passwords_and_their_rights(cluster):

@@ -10,9 +10,10 @@ import asyncio
 import pytest
 
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, StoreFailure, Verdict
-from sidecar.edges.redis_cluster import ClusterStore, slot_of
+from sidecar.edges.redis_cluster import ClusterStore
 from sidecar.edges.redis_endpoint import Login
 from sidecar.edges.redis_sentinel import SentinelStore
+from sidecar.edges.redis_slots import slot_of
 from tests.support.asking import ask, running_store, until, until_answered, verdict
 from tests.support.valkey import SentinelDeployment, ValkeyCluster, running
 

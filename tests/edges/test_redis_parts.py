@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit, LimitOutcome, Op, Source, StoreFailure, Verdict
-from sidecar.edges.redis_cluster import ClusterStore, slot_of
+from sidecar.edges.redis_cluster import ClusterStore
 from sidecar.edges.redis_endpoint import Login
 from sidecar.edges.redis_parts import REFUND_WITHIN_S, UnknownOutcome, charge_parts
+from sidecar.edges.redis_slots import slot_of
 from sidecar.edges.redis_store import RedisCounts
 from tests.support.asking import PATIENCE_S, ask, running_store, until, verdict
 
