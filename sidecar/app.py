@@ -281,7 +281,7 @@ class App:
         return "; ".join(self.holder.faults[:FAULTS_SHOWN_MAX])
 
     def _watch_certificate(self, stack: AsyncExitStack) -> None:
-        """Serve with a renewed certificate once its files have changed; grpcio's server reads them at its start alone."""
+        """Serve with a renewed certificate once its files have changed; grpcio's server reads them at its start."""
         tls, renew = self.settings.tls, getattr(self.server, "renew_certificate", None)
         if tls is None or renew is None:
             return

@@ -15,7 +15,10 @@ AUDIT_CLAIMS_MAX = 32
 class TlsServing(Model):
     """Serving TLS; with `client_ca`, clients must show a certificate (mTLS)."""
 
-    certificate: Text = Field(description="PEM file with the certificate chain.", examples=["tls/server.crt"])
+    certificate: Text = Field(
+        description="PEM file with the certificate chain. A renewed one serves new connections (engine `http2`).",
+        examples=["tls/server.crt"],
+    )
     key: Text = Field(description="PEM file with the private key.", examples=["tls/server.key"])
     client_ca: Text | None = Field(
         None,

@@ -68,7 +68,6 @@ def _unsupported(why: str, *variables: tuple[str, Parser, str], secret: bool = F
     return tuple(Variable(*variable, Support.NOT_SUPPORTED, why, secret) for variable in variables)
 
 
-_TLS_FILE_NOTE: Final = "read at start; a renewed file needs a restart"
 _STATSD: Final = "statistics are scraped (USE_PROMETHEUS, or /metrics on the debug port), not sent"
 _MAPPER: Final = "metric names are fixed; both the reference's built-in ones and Sidecar's are shown"
 _MEMCACHE: Final = "counters are kept in Redis or Valkey alone"
@@ -91,9 +90,9 @@ VARIABLES: Final[Mapping[str, Variable]] = {
         _different("GRPC_MAX_CONNECTION_AGE", duration("0", "720h"), "24h", "1s to 720h; 0, for ever there, is 720h"),
         _different("GRPC_MAX_CONNECTION_AGE_GRACE", duration("0", "1h"), "1h", "up to 1h; 0, for ever there, is 1h"),
         _same("GRPC_SERVER_USE_TLS", boolean, "false"),
-        _different("GRPC_SERVER_TLS_CERT", text, "", _TLS_FILE_NOTE),
-        _different("GRPC_SERVER_TLS_KEY", text, "", f"{_TLS_FILE_NOTE}; need not be beside the certificate"),
-        _different("GRPC_CLIENT_TLS_CACERT", text, "", f"{_TLS_FILE_NOTE}; the system's authorities are not trusted"),
+        _same("GRPC_SERVER_TLS_CERT", text, ""),
+        _different("GRPC_SERVER_TLS_KEY", text, "", "need not be beside the certificate"),
+        _different("GRPC_CLIENT_TLS_CACERT", text, "", "the system's authorities are not trusted"),
         _different("GRPC_CLIENT_TLS_SAN", text, "", "without GRPC_CLIENT_TLS_CACERT it is refused, not ignored"),
         # the log
         _different(

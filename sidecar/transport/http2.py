@@ -63,6 +63,7 @@ class Http2Server:
         self.deadlines: DeadlineWheel
         self._addresses = tuple(addresses)
         self._tls = tls
+        self._context: ssl.SSLContext | None = None
         self._reuse_port = reuse_port
         self._unix_fds = unix_fds or {}
         self._loop: asyncio.AbstractEventLoop
@@ -90,7 +91,7 @@ class Http2Server:
         self._loop = asyncio.get_running_loop()
         self._all_gone = asyncio.Event()
         self.deadlines = DeadlineWheel(self._loop)
-        context = listeners.tls_context(self._tls) if self._tls is not None else None
+        context = self._context = listeners.tls_context(self._tls) if self._tls is not None else None
         bound: list[Address] = []
         try:
             for address in self._addresses:
@@ -168,6 +169,16 @@ class Http2Server:
                 await asyncio.wait_for(self._all_gone.wait(), timeout_s)
 
     # What connections share.
+
+    def renew_certificate(self) -> None:
+        """Serve new connections with the certificate and key that the files hold now; authorities stay as they are.
+
+        Raises:
+            OSError: They cannot be used, such as a new certificate whose key is not written yet; the old ones stay.
+        """
+        if self._tls is not None and self._context is not None:
+            listeners.tls_context(self._tls)  # a pair that does not fit would leave half of it in the context in use
+            self._context.load_cert_chain(self._tls.certificate, self._tls.key)
 
     def trusts(self, tls: ssl.SSLObject) -> bool:
         """Whether a connection whose handshake succeeded is what was asked for: HTTP/2, and the client's name."""

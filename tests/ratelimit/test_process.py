@@ -15,6 +15,7 @@ import pytest
 
 from sidecar.demo.client import fetch
 from sidecar.demo.processes import free_port, wait_until
+from tests.support.certificates import make_certificates
 from tests.support.ratelimit_process import SHOP, RateLimitProcess, request
 from tests.support.valkey import ValkeyProcess
 
@@ -161,6 +162,29 @@ def test_a_changed_file_is_loaded_and_a_bad_one_is_not(tmp_path: Path, valkey: V
         assert "shop.yaml:5: " in event["faults"][0]
         assert "fortnight" in event["faults"][0]
         assert "requests_per_unit=7" in process.text("/rlconfig")
+    finally:
+        process.stop()
+
+
+def test_it_serves_tls_and_renewed_certificates(tmp_path: Path, valkey: ValkeyProcess) -> None:
+    """GRPC_SERVER_USE_TLS and a client's certificate that is asked for by name; files that change are used."""
+    issued = make_certificates(tmp_path, "localhost")
+    process = RateLimitProcess(
+        tmp_path / "tls",
+        REDIS_URL=f"127.0.0.1:{valkey.port}",
+        GRPC_SERVER_USE_TLS="true",
+        GRPC_SERVER_TLS_CERT=str(issued.server),
+        GRPC_SERVER_TLS_KEY=str(issued.server_key),
+        GRPC_CLIENT_TLS_CACERT=str(issued.ca),
+        GRPC_CLIENT_TLS_SAN="client.example",
+    ).start()
+    try:
+        read = [path.read_bytes() for path in (issued.ca, issued.client_key, issued.client)]
+        with grpc.secure_channel(f"localhost:{process.grpc}", grpc.ssl_channel_credentials(*read)) as channel:
+            answer = channel.unary_unary(HEALTH_CHECK)(b"\x0a\x09ratelimit", timeout=10, wait_for_ready=True)
+        assert answer == SERVING
+        issued.server.write_bytes(issued.server.read_bytes() + b"\n")
+        wait_until(lambda: bool(process.events("certificate_renewed")), "the renewal")
     finally:
         process.stop()
 

@@ -246,6 +246,36 @@ async def test_a_clients_name_may_be_asked_for(tmp_path: Path, named: str, wante
             assert not peer.remote_settings
 
 
+async def test_a_renewed_certificate_is_served_to_new_connections(tmp_path: Path) -> None:
+    """After a renewal new connections see the new certificate; a key that does not fit changes nothing."""
+    authority = issue("ca")
+    authority.write(tmp_path / "ca.pem")
+
+    def renew() -> int:
+        issued = issue("server", authority, [x509.DNSName("localhost")])
+        issued.write(tmp_path / "server.pem", tmp_path / "server.key")
+        return issued.certificate.serial_number
+
+    async def served(running: Running) -> int:
+        peer = await Http2Peer.connect(running.address, tls=client_context(tmp_path))
+        assert await peer.ask(ECHO, b"x") == b"x"
+        shown = peer.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        peer.close()
+        return x509.load_der_x509_certificate(shown).serial_number
+
+    first = renew()
+    async with serving("http2", tls=tls_files(tmp_path)) as running:
+        assert isinstance(running.server, Http2Server)
+        assert await served(running) == first
+        second = renew()
+        running.server.renew_certificate()
+        assert await served(running) == second
+        issue("other", authority, [x509.DNSName("localhost")]).write(tmp_path / "server.pem")
+        with pytest.raises(ssl.SSLError):
+            running.server.renew_certificate()
+        assert await served(running) == second
+
+
 async def test_tls_over_grpcio_clients(engine: str, certificates: Path) -> None:
     """The standard client, with mTLS."""
     read = {name: (certificates / name).read_bytes() for name in ("ca.pem", "client.pem", "client.key")}
