@@ -1,7 +1,7 @@
 """What the kinds of authentication share: how one proves, what it needs from the world, and what was found.
 
 A *method* proves one kind of credential: a token of an issuer, an API key, an opaque token, a client certificate. It is
-pure: it gets what the request shows and what is known, and returns who was proved, why nobody was, or what it needs. The
+pure: it gets what the request shows and what is known, and returns who was proved, why not, or what it needs. The
 shell (check.py) fetches what is needed, notes it in the request's `Findings` and asks again.
 """
 
