@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from sidecar.core.limits import Charge, LimitOutcome, LimitStore, OnFailure, Op, StoreFailure, Verdict
 from sidecar.envoy import settling
-from sidecar.envoy.ratelimit_request import DESCRIPTORS_MAX, Asked, InvalidRequest, Memory, read, split
+from sidecar.envoy.ratelimit_request import DESCRIPTORS_MAX, Asked, InvalidRequest, Memory, Understood, read, split
 from sidecar.envoy.ratelimit_response import Statuses, extras, settled
 from sidecar.transport.service import Call, Status, wait_until
 
@@ -80,29 +80,38 @@ class _Question(Struct, eq=False, gc=False):
     name: str = ""
     hits: int = 0
     asked: Sequence[Asked] = ()
-    charges: list[Charge] = []
+    charges: Sequence[Charge] = ()
     failure: StoreFailure | None = None
 
-    def match(self, domain: Domain, descriptors: list[bytes], hits: int) -> None:
-        """Find the limits and make the charges.
+    def match(self, domain: Domain, descriptors: list[bytes], hits: int) -> bool:
+        """Find the limits and make the charges; whether the same request will always come to the same.
 
         Raises:
             InvalidRequest: A descriptor is none.
         """
         self.domain = self.name = domain.name
         self.hits = hits
-        remembered, charges = domain.asked, self.charges
+        remembered = domain.asked
         asked: list[Asked] = []
+        charges: list[Charge] = []
+        same = True
         for raw in descriptors:
             one = remembered.get(raw)
-            asked.append(one if one is not None else self.service.memory.ask(self.config, domain, raw))
+            if one is None:
+                same = False
+                one = self.service.memory.ask(self.config, domain, raw)
+            asked.append(one)
         if domain.replaces:
             asked = _without_replaced(asked)
         for one in asked:
             charge = one.charge
-            if charge is not None:
-                charges.append(charge if hits < 2 and not one.holds else one.charge_of(charge, hits))
-        self.asked = asked
+            if charge is None:
+                continue
+            if one.holds:
+                same = False
+            charges.append(charge if hits < 2 and not one.holds else one.charge_of(charge, hits))
+        self.asked, self.charges = asked, charges
+        return same
 
     def decided(self, result: Verdict | StoreFailure) -> None:
         """The store has answered, or cannot."""
@@ -211,24 +220,35 @@ class RateLimitService:
         """Answer one ShouldRateLimit call, now or when the store has counted."""
         started = perf_counter()
         policy = self._policy()
-        config = policy.ratelimit
-        question = _Question(self, call, config, started)
-        try:
-            name, descriptors, hits = split(message) or read(message)
-            domain = config.by_wire_name.get(name)
-            if domain is not None and 0 < len(descriptors) <= DESCRIPTORS_MAX:
-                question.match(domain, descriptors, hits)
-            else:
-                question = self._unusual(question, policy, message)
-        except InvalidRequest as fault:
-            call.fail(fault.status, fault.message)
-            latency_s = perf_counter() - started
-            self.on_event(RateLimitEvent(question.domain, Answer.INVALID, 0, 0, None, False, latency_s))
-            return
+        config, memory = policy.ratelimit, self.memory
+        known = memory.requests.get(message)
+        if known is not None and memory.config is config:
+            name = known.domain
+            question = _Question(self, call, config, started, name, name, known.hits, known.asked, known.charges)
+        else:
+            question = _Question(self, call, config, started)
+            try:
+                question = self._read(question, policy, message)
+            except InvalidRequest as fault:
+                call.fail(fault.status, fault.message)
+                latency_s = perf_counter() - started
+                self.on_event(RateLimitEvent(question.domain, Answer.INVALID, 0, 0, None, False, latency_s))
+                return
         if question.charges:
             self._store.charge(question.charges, wait_until(call.deadline), question.decided)
         else:
             question.no_charges()
+
+    def _read(self, question: _Question, policy: Policy, message: bytes) -> _Question:
+        config = policy.ratelimit
+        name, descriptors, hits = split(message) or read(message)
+        domain = config.by_wire_name.get(name)
+        if domain is None or not 0 < len(descriptors) <= DESCRIPTORS_MAX:
+            return self._unusual(question, policy, message)
+        if question.match(domain, descriptors, hits):
+            understood = Understood(domain.name, hits, question.asked, question.charges)
+            self.memory.keep(config, message, understood)
+        return question
 
     def _unusual(self, question: _Question, policy: Policy, message: bytes) -> _Question:
         """A request that is not valid, or not of a configured domain."""

@@ -13,6 +13,7 @@ from secrets import randbits
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 
 from sidecar.core.descriptors import Unit
 from sidecar.core.limits import REQUESTS_MAX, US_PER_S, WINDOW_US_MAX, Charge, Op
@@ -22,6 +23,8 @@ from sidecar.envoy.pb.type_pb2 import RateLimitUnit
 from sidecar.transport.service import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sidecar.core.descriptor_stats import LimitStats
     from sidecar.core.descriptors import DescriptorLimit, Domain
 
@@ -34,8 +37,11 @@ HITS_MAX: Final = REQUESTS_MAX + 1
 REMEMBERED_MAX: Final = 8192
 """Descriptors that are remembered, of all domains together: some 4 MB when full, 12 MB at the worst."""
 
+REQUESTS_REMEMBERED_MAX: Final = 4096
+"""Requests that are remembered as a whole: some 3 MB when full, 7 MB at the worst."""
+
 REMEMBERED_BYTES_MAX: Final = 1024
-"""Longer descriptors are not remembered."""
+"""Longer descriptors, and longer requests, are not remembered."""
 
 _OVERRIDE_UNITS: Final = {number: Unit(number) for number in RateLimitUnit.values() if number}
 """Of a request's own limit: its enum has no week."""
@@ -164,17 +170,53 @@ def parse_descriptor(raw: bytes) -> RateLimitDescriptor:
         raise InvalidRequest("the message is not a RateLimitRequest") from None
 
 
+class Understood(Struct, eq=False, gc=False):
+    """What a whole request comes to; the same each time that its bytes arrive."""
+
+    domain: str
+    hits: int
+    asked: Sequence[Asked]
+    charges: Sequence[Charge]
+
+
 class Memory:
     """What descriptors came to, by their bytes, in each domain's `asked`; forgets those that came first.
 
+    A request all of whose descriptors were remembered is remembered as a whole when it comes again, so that a flood of
+    requests that come once finds no way in.
+
     Args:
         key_prefix: Of all counter keys.
+
+    Attributes:
+        config: Of what all that is remembered holds.
+        requests: What whole requests came to, by their bytes.
     """
 
     def __init__(self, key_prefix: bytes) -> None:
+        self.config: object = None
+        self.requests: dict[bytes, Understood] = {}
         self._key_prefix = key_prefix
         self._order: deque[tuple[dict[bytes, Asked], bytes]] = deque()
-        self._of: object = None
+        self._requests_order: deque[bytes] = deque()
+
+    def keep(self, config: object, message: bytes, understood: Understood) -> None:
+        """Remember a request as a whole, if it is short."""
+        if len(message) > REMEMBERED_BYTES_MAX:
+            return
+        self._hold_of(config)
+        if len(self._requests_order) >= REQUESTS_REMEMBERED_MAX:
+            del self.requests[self._requests_order.popleft()]
+        if message not in self.requests:
+            self._requests_order.append(message)
+        self.requests[message] = understood
+
+    def _hold_of(self, config: object) -> None:
+        if self.config is not config:
+            self.config = config
+            self.requests.clear()
+            self._order.clear()
+            self._requests_order.clear()
 
     def ask(self, config: object, domain: Domain, raw: bytes) -> Asked:
         """Read a descriptor, find its limit, and remember both.
@@ -189,9 +231,7 @@ class Memory:
         """
         asked = self._ask(domain, raw)
         if len(raw) <= REMEMBERED_BYTES_MAX:
-            if self._of is not config:
-                self._of = config
-                self._order.clear()
+            self._hold_of(config)
             if len(self._order) >= REMEMBERED_MAX:
                 forgotten, by = self._order.popleft()
                 forgotten.pop(by, None)

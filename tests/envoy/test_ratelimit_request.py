@@ -13,8 +13,10 @@ from sidecar.envoy.ratelimit_request import (
     DESCRIPTORS_MAX,
     REMEMBERED_BYTES_MAX,
     REMEMBERED_MAX,
+    REQUESTS_REMEMBERED_MAX,
     InvalidRequest,
     Memory,
+    Understood,
     read,
     split,
 )
@@ -149,9 +151,12 @@ def test_who_is_seen_again_is_charged_again(tmp_path):
 def test_another_configuration_remembers_nothing(tmp_path):
     """After a reload a descriptor is matched anew."""
     service = Service(tmp_path, LIMITED)
-    assert service.ask("user=u").statuses[0].current_limit.requests_per_unit == 3
+    for _ in range(3):
+        assert service.ask("user=u").statuses[0].current_limit.requests_per_unit == 3
+    assert service.service.memory.requests
     service.config = Service(tmp_path, LIMITED.replace("3", "9")).config
-    assert service.ask("user=u").statuses[0].current_limit.requests_per_unit == 9
+    for _ in range(3):
+        assert service.ask("user=u").statuses[0].current_limit.requests_per_unit == 9
 
 
 def a_domain(name="d"):
@@ -185,6 +190,30 @@ def test_long_descriptors_are_not_remembered():
         assert len(raw) == size
         assert memory.ask("config", domain, raw).charge is not None
         assert len(domain.asked) == kept
+
+
+def test_a_request_is_remembered_when_it_comes_again(tmp_path):
+    """Not the first time, so that requests that come once find no way in; it is charged each time all the same."""
+    service = Service(tmp_path, LIMITED)
+    memory = service.service.memory
+    seen = [(service.ask("user=u").overall_code, len(memory.requests)) for _ in range(4)]
+    assert seen == [(1, 0), (1, 1), (1, 1), (2, 1)]
+    assert len(service.store.calls) == 4
+
+
+def test_remembered_requests_are_bounded():
+    """The stated number is remembered; one more, and the first is forgotten. One that is too long is not."""
+    memory, understood = Memory(b"p:"), Understood("d", 0, (), ())
+    for number in range(REQUESTS_REMEMBERED_MAX + 1):
+        assert len(memory.requests) == number
+        memory.keep("config", b"%d" % number, understood)
+    assert b"0" not in memory.requests
+    assert len(memory.requests) == REQUESTS_REMEMBERED_MAX
+    memory.keep("config", b"x" * REMEMBERED_BYTES_MAX, understood)
+    memory.keep("config", b"x" * (REMEMBERED_BYTES_MAX + 1), understood)
+    assert [len(message) for message in list(memory.requests)[-2:]] == [4, REMEMBERED_BYTES_MAX]
+    memory.keep("another", b"x", understood)
+    assert list(memory.requests) == [b"x"]
 
 
 def test_an_old_configuration_is_let_go():
