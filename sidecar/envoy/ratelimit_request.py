@@ -38,7 +38,7 @@ REMEMBERED_MAX: Final = 8192
 """Descriptors that are remembered, of all domains together: some 4 MB when full, 12 MB at the worst."""
 
 REQUESTS_REMEMBERED_MAX: Final = 4096
-"""Requests that are remembered as a whole: some 3 MB when full, 7 MB at the worst."""
+"""Requests that are remembered as a whole: some 2 MB when full, 8 MB at the worst."""
 
 REMEMBERED_BYTES_MAX: Final = 1024
 """Longer descriptors, and longer requests, are not remembered."""
