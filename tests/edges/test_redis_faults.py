@@ -34,10 +34,10 @@ def breakable_sentinel(tmp_path_factory):
 
 
 class Load:
-    """Charges one counter all the time, 10 at once, until stopped; counts what came of it."""
+    """Makes one decision all the time, 10 at once, until stopped; counts what came of it."""
 
-    def __init__(self, store, charge):
-        self._store, self._charge = store, charge
+    def __init__(self, store, *charges):
+        self._store, self._charges = store, charges
         self._stopping = asyncio.Event()
         self.admitted = self.denied = 0
         self.failures = dict.fromkeys(StoreFailure, 0)
@@ -52,7 +52,7 @@ class Load:
 
     async def _run(self):
         while not self._stopping.is_set():
-            for answer in await asyncio.gather(*(ask(self._store, self._charge) for _ in range(10))):
+            for answer in await asyncio.gather(*(ask(self._store, *self._charges) for _ in range(10))):
                 if isinstance(answer, StoreFailure):
                     self.failures[answer] += 1
                 elif answer.allowed:
@@ -154,6 +154,24 @@ async def test_cluster_connections_cut(breakable_cluster):
             await until(lambda: load.denied > 50)
         assert load.admitted <= LIMIT.requests
         assert load.failures[StoreFailure.UNREACHABLE] > 0
+
+
+async def test_cluster_connections_cut_between_the_parts_of_decisions(breakable_cluster):
+    """Parts fail while others have taken: nothing is given back that was not taken, so no counter admits too much."""
+    charges = [Charge(LIMIT, b"{part %d}" % n) for n in range(4)]
+    async with running_store(cluster_store(breakable_cluster)) as store:
+        masters = [breakable_cluster.master_of(slot_of(charge.key)) for charge in charges]
+        async with Load(store, *charges) as load:
+            for n in range(12):
+                admitted = load.admitted
+                await until(lambda admitted=admitted: load.admitted > admitted or load.denied > 0)
+                masters[n % 4].ask("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: load.denied > 50)
+        looks = [Charge(charge.limit, charge.key, 0) for charge in charges]
+        used = [outcome.used for outcome in (await until_answered(store, *looks)).outcomes]
+        assert 0 < load.admitted <= min(used)
+        assert max(used) == LIMIT.requests
+        assert load.failed > 0
 
 
 async def test_one_master_without_memory(breakable_cluster):
