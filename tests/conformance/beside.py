@@ -4,8 +4,8 @@
     python -m tests.conformance.beside HOST:PORT HOST:PORT         the reference, and who is compared with it
 
 Both with response headers and dynamic metadata. The known defects of envoyproxy/ratelimit are not to be found again:
-names have no `_`, which it joins them with; metadata stands where it keeps it; and no request brings a limit for a value
-that reads as a pattern, with whose shared counter it confuses it.
+names have no `_`, which it joins them with; metadata stands where it keeps it; and no request brings a limit for a
+value that reads as a pattern, with whose shared counter it confuses it.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _rate_limit(random: Random) -> dict[str, Any]:
     limit: dict[str, Any] = {"unit": random.choice(UNITS), "requests_per_unit": random.choice([0, 1, 3, 5, 20, 100])}
     if random.random() < 0.1:
         limit = {"unlimited": True}
-    if random.random() < 0.4:
+    if random.random() < 0.7:
         limit["name"] = random.choice(NAMES)
-    if random.random() < 0.15:
+    if random.random() < 0.3:
         others = [name for name in NAMES if name != limit.get("name")]
         limit["replaces"] = [{"name": name} for name in random.sample(others, random.randint(1, 2))]
     return limit

@@ -112,9 +112,7 @@ def test_random_configurations_are_served_as_the_model_answers_them(tmp_path, va
         child.stop()
 
 
-@pytest.mark.parametrize(
-    "mistake", ["longest pattern", "share", "replaced still counts", "any quota", "denied not counted"]
-)
+@pytest.mark.parametrize("mistake", ["longest pattern", "share", "no replaces", "any quota", "denied not counted"])
 def test_random_configurations_find_mistakes(mistake):
     """What differs in one of them is found."""
     configurations = list(map(beside.configuration, range(40)))
