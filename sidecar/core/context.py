@@ -16,7 +16,7 @@ Metadata: TypeAlias = "Callable[[str, tuple[str, ...]], Json]"
 
 
 class RequestContext(Struct, eq=False, gc=False):
-    """One request, as a gateway described it; `keep_headers` alone changes it.
+    """One request, as a gateway described it; `keep_headers` changes it, and `dpop_nonce` is set.
 
     Attributes:
         request_id: What names the request in answers, logs and audit.
@@ -31,6 +31,10 @@ class RequestContext(Struct, eq=False, gc=False):
             of `x-user_id`, `x_user-id` and `x_user_id` for `x-user-id`.
         source_address: The client's IP address as Envoy sees it (after its XFF processing), "" if unknown.
         metadata: Looks up a value of the gateway's own metadata by namespace and path; None where it sent none.
+        scheme: `:scheme` as Envoy reports it, "" if unknown.
+        peer_certificate: The client's certificate in URL-encoded PEM, as the gateway itself verified it; "" without.
+        peer_principal: Its identity as the gateway reads it: URI SAN, else DNS SAN, else subject; "" without.
+        dpop_nonce: Set while deciding: the nonce that the answer offers the client (RFC 9449 section 8), "" for none.
     """
 
     request_id: str
@@ -42,6 +46,10 @@ class RequestContext(Struct, eq=False, gc=False):
     underscored: tuple[str, ...] = ()
     source_address: str = ""
     metadata: Metadata | None = None
+    scheme: str = ""
+    peer_certificate: str = ""
+    peer_principal: str = ""
+    dpop_nonce: str = ""
 
     def keep_headers(self, names: tuple[str, ...]) -> None:
         """Let go of all headers but these, and with them of the message that they stand in.

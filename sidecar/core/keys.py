@@ -159,6 +159,22 @@ def parse_jwks(body: bytes) -> KeySet:
     return KeySet(keys, tuple(sorted(dropped, key=lambda key: key.position)))
 
 
+def parse_jwk(jwk: Json, algorithm: str) -> VerificationKey:
+    """One public key in its use for `algorithm`, such as the one that a DPoP proof brings along.
+
+    Raises:
+        KeySetError: It is not a public key, is weak, or is not for this algorithm.
+    """
+    try:
+        uses = _uses(jwk)
+    except _UnusableKeyError as error:
+        raise KeySetError(f"the key {error}") from None
+    for key in uses:
+        if key.algorithm == algorithm:
+            return key
+    raise KeySetError("the key does not fit alg")
+
+
 def _without_ambiguous(
     found: list[tuple[int, tuple[VerificationKey, ...]]], dropped: list[DroppedKey]
 ) -> list[tuple[VerificationKey, ...]]:

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from sidecar.core.keys import KeySet
     from sidecar.core.principal import Json, Principal
 
-__all__ = ["HEADER_BYTES_MAX", "NeedKey", "Rejected", "UnverifiedToken", "parse", "still_valid", "verify"]
+__all__ = [
+    "HEADER_BYTES_MAX",
+    "NeedKey",
+    "Rejected",
+    "UnverifiedToken",
+    "media_type",
+    "parse",
+    "read_segment",
+    "segments_of",
+    "still_valid",
+    "verify",
+]
 
 HEADER_BYTES_MAX = 2 * 1024
 """Of the header as sent, in base64url."""
@@ -77,7 +88,7 @@ class NeedKey(NamedTuple):
 
 def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Rejected:
     """The token that `text` spells: three canonical base64url segments, of which two are strict JSON objects."""
-    segments = _segments(text, bytes_max)
+    segments = segments_of(text, bytes_max)
     if isinstance(segments, Rejected):
         return segments
     header_segment, payload_segment, signature_segment = segments
@@ -85,13 +96,13 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         signature = base64url.decode_checked(signature_segment)
     except base64url.Base64UrlError as error:
         return Rejected(_MALFORMED, f"the signature {error}")
-    header = _object(header_segment, "the header")
+    header = read_segment(header_segment, "the header")
     if isinstance(header, Rejected):
         return header
     fault = _header_fault(header)
     if fault is not None:
         return fault
-    claims = _object(payload_segment, "the payload")
+    claims = read_segment(payload_segment, "the payload")
     if isinstance(claims, Rejected):
         return claims
     issuer = claims.get("iss")
@@ -103,14 +114,17 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         unverified_issuer=issuer,
         unverified_alg=cast("str", header["alg"]),
         unverified_kid=cast("str | None", header.get("kid")),
-        unverified_type=_token_type(cast("str", header.get("typ", ""))),
+        unverified_type=media_type(cast("str", header.get("typ", ""))),
         signing_input=b"%b.%b" % (header_segment, payload_segment),
         signature=signature,
     )
 
 
-def _segments(text: str, bytes_max: int) -> list[bytes] | Rejected:
-    """Exactly three that are not empty, of characters in the alphabet (RFC 7515 section 7.1); a few us for any text."""
+def segments_of(text: str, bytes_max: int) -> list[bytes] | Rejected:
+    """The segments of a compact JWS (RFC 7515 section 7.1); a few us for any text.
+
+    Exactly three that are not empty, of characters in the alphabet.
+    """
     if len(text) > bytes_max:
         return Rejected(_MALFORMED, f"longer than {bytes_max} bytes")
     if not text.isascii():
@@ -126,7 +140,8 @@ def _segments(text: str, bytes_max: int) -> list[bytes] | Rejected:
     return segments
 
 
-def _object(segment: bytes, part: str) -> dict[str, Json] | Rejected:
+def read_segment(segment: bytes, part: str) -> dict[str, Json] | Rejected:
+    """The strict JSON object that a segment spells; `part` names it in the refusal."""
     try:
         return read_object(base64url.decode_checked(segment))
     except (base64url.Base64UrlError, JsonError) as error:
@@ -153,7 +168,8 @@ def _header_fault(header: dict[str, Json]) -> Rejected | None:
     return None
 
 
-def _token_type(typ: str) -> str:
+def media_type(typ: str) -> str:
+    """A `typ` in lower case without `application/` (RFC 7515 section 4.1.9)."""
     name = typ.lower()
     short = name.removeprefix("application/")
     return name if "/" in short else short

@@ -92,6 +92,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
             headers = dict(headers)
     sent_id = headers.get("x-request-id")
     metadata = RequestMetadata(attributes.metadata_context) if attributes.HasField("metadata_context") else None
+    source = attributes.source
     return RequestContext(
         sent_id if sent_id is not None and _is_request_id(sent_id) is not None else _stream_id(http.id),
         method,
@@ -100,8 +101,11 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         headers,
         repeated,
         tuple(name for name in headers if "_" in name) if "_" in names else (),
-        attributes.source.address.socket_address.address,
+        source.address.socket_address.address,
         metadata,
+        http.scheme,
+        source.certificate,
+        source.principal,
     )
 
 

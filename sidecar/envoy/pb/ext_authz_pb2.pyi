@@ -19,12 +19,14 @@ class CheckRequest(_message.Message):
 class AttributeContext(_message.Message):
     __slots__ = ("source", "request", "context_extensions", "metadata_context")
     class Peer(_message.Message):
-        __slots__ = ("address", "principal")
+        __slots__ = ("address", "principal", "certificate")
         ADDRESS_FIELD_NUMBER: _ClassVar[int]
         PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+        CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
         address: _core_pb2.Address
         principal: str
-        def __init__(self, address: _Optional[_Union[_core_pb2.Address, _Mapping]] = ..., principal: _Optional[str] = ...) -> None: ...
+        certificate: str
+        def __init__(self, address: _Optional[_Union[_core_pb2.Address, _Mapping]] = ..., principal: _Optional[str] = ..., certificate: _Optional[str] = ...) -> None: ...
     class Request(_message.Message):
         __slots__ = ("http",)
         HTTP_FIELD_NUMBER: _ClassVar[int]
