@@ -32,10 +32,12 @@ class Rejected(NamedTuple):
     Attributes:
         reason: For the client, through its row in `decision.REASONS`.
         detail: For the operator: the rule that does not hold. Quotes nothing of the token.
+        as_error: What would have proved it failed, under a policy that says `error`: see `decision.Decision.as_error`.
     """
 
     reason: DenyReason
     detail: str
+    as_error: bool = False
 
 
 def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_us: int) -> Principal | Rejected:

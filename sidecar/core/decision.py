@@ -48,7 +48,9 @@ class DenyReason(enum.Enum):
     TOKEN_EXPIRED = "token_expired"
     TOKEN_NOT_YET_VALID = "token_not_yet_valid"
     TOKEN_BINDING_UNSUPPORTED = "token_binding_unsupported"
+    TOKEN_INACTIVE = "token_inactive"
     KEYS_UNAVAILABLE = "keys_unavailable"
+    INTROSPECTION_UNAVAILABLE = "introspection_unavailable"
     # authorization
     SCOPE_INSUFFICIENT = "scope_insufficient"
     ROLE_MISSING = "role_missing"
@@ -120,7 +122,9 @@ def _rows() -> dict[DenyReason, ReasonRow]:
         r.TOKEN_EXPIRED: token("The token has expired."),
         r.TOKEN_NOT_YET_VALID: token("The token is not valid yet."),
         r.TOKEN_BINDING_UNSUPPORTED: token("The token is bound in a way that cannot be proved here."),
+        r.TOKEN_INACTIVE: token("The token is not active."),
         r.KEYS_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
+        r.INTROSPECTION_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
         r.SCOPE_INSUFFICIENT: ReasonRow(403, 7, scope, "Forbidden", "The token lacks a required scope."),
         r.ROLE_MISSING: ReasonRow(403, 7, none, "Forbidden", "The caller lacks a required role."),
         r.COST_MALFORMED: request(400, "What the request costs is not stated as a number that is accepted."),
