@@ -31,6 +31,7 @@ class RequestContext(Struct, eq=False, gc=False):
             of `x-user_id`, `x_user-id` and `x_user_id` for `x-user-id`.
         source_address: The client's IP address as Envoy sees it (after its XFF processing), "" if unknown.
         metadata: Looks up a value of the gateway's own metadata by namespace and path; None where it sent none.
+        query: What follows the first `?` of `:path`, as sent.
         scheme: `:scheme` as Envoy reports it, "" if unknown.
         peer_certificate: The client's certificate in URL-encoded PEM, as the gateway itself verified it; "" without.
         peer_principal: Its identity as the gateway reads it: URI SAN, else DNS SAN, else subject; "" without.

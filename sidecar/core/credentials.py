@@ -1,13 +1,37 @@
-"""What the caller showed: exactly one bearer token in the Authorization header, or a reason why not (RFC 6750)."""
+"""What the caller showed: a credential in the one place where the policy looks for it, or a reason why not.
+
+A place is a header (with a scheme, or whole), a cookie, or a query parameter. Each is read strictly: what servers could
+read in two ways is refused rather than guessed, since the upstream might read it in the other (RFC 6750 section 2: no
+more than one method in a request). What is read is never repeated in a detail.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import enum
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import unquote_plus
 
+from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
+
+COOKIES_BYTES_MAX: Final = 16 * 1024
+"""A longer Cookie header is refused where a credential is looked for in it."""
+COOKIES_MAX: Final = 200
+"""More cookies than any browser keeps for a site (RFC 6265 section 6.1 asks for 50)."""
+QUERY_BYTES_MAX: Final = 16 * 1024
+QUERY_PARAMETERS_MAX: Final = 500
+
+_MALFORMED = DenyReason.CREDENTIAL_MALFORMED
+_REPEATED = DenyReason.CREDENTIAL_REPEATED
+
+_is_visible = re.compile(r"[!-~]+").fullmatch
+_is_cookie_value = re.compile(r"[!#-+\--:<-\[\]-~]+").fullmatch  # cookie-octet, RFC 6265 section 4.1.1
+_is_encoded = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*", re.DOTALL).fullmatch
 
 
 def bearer_token(request: RequestContext) -> str | DenyReason:
@@ -27,3 +51,140 @@ def bearer_token(request: RequestContext) -> str | DenyReason:
     if not token or token[0] == " ":
         return DenyReason.CREDENTIAL_MALFORMED
     return token
+
+
+class Shape(enum.Enum):
+    """Which texts are meant, where two kinds of credential share a place."""
+
+    ANY = "any"
+    TOKEN = "token"  # noqa: S105 - a shape
+    OPAQUE = "opaque"
+
+    def fits(self, text: str) -> bool:
+        """Whether the text is of this shape: three segments of which the first may be a JSON object, or not."""
+        return self is Shape.ANY or (self is Shape.TOKEN) is (text[:1] == "e" and text.count(".") == 2)
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderPlace:
+    """A header: the whole value, or what follows a scheme and one space.
+
+    Attributes:
+        name: In lower case.
+        schemes: In lower case; another scheme is no credential of this kind. Empty: the value is the credential.
+    """
+
+    name: str
+    schemes: tuple[str, ...] = ()
+    shape: Shape = Shape.ANY
+
+    def shown(self, request: RequestContext) -> str | Rejected | None:
+        """The credential; None where there is none of this kind; a refusal where it is not clear."""
+        value = request.headers.get(self.name)
+        if value is None:
+            return None
+        if self.name in request.repeated or "," in value:
+            return Rejected(_REPEATED, f"the header {self.name} came more than once, or has a comma")
+        if self.schemes:
+            scheme, space, value = value.partition(" ")
+            if scheme.lower() not in self.schemes:
+                return None
+            if not space:
+                return Rejected(_MALFORMED, f"the header {self.name} holds a scheme alone")
+        if not self.schemes and _is_visible(value) is None:
+            return Rejected(_MALFORMED, f"the header {self.name} is empty, or holds more than visible ASCII")
+        if not value or value[0] == " ":
+            return Rejected(_MALFORMED, f"the header {self.name} has no single space between scheme and credential")
+        return value if self.shape.fits(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class CookiePlace:
+    """A cookie, by its name; names are case-sensitive."""
+
+    name: str
+    shape: Shape = Shape.ANY
+    _mentions: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # however a server splits the header: at ";", at "," (RFC 2965), or inside of quotes
+        mentions = re.compile(r'(?:^|[;,\s"])' + re.escape(self.name) + r'"?\s*(?:[=;,]|$)')
+        object.__setattr__(self, "_mentions", mentions)
+
+    def shown(self, request: RequestContext) -> str | Rejected | None:
+        """See `HeaderPlace.shown`."""
+        header = request.headers.get("cookie")
+        if header is None or self.name not in header:
+            return None
+        if len(header) > COOKIES_BYTES_MAX or header.count(";") >= COOKIES_MAX:
+            accepted = f"at most {COOKIES_BYTES_MAX} bytes and {COOKIES_MAX} cookies"
+            return Rejected(_MALFORMED, f"the Cookie header is too large: {accepted}")
+        values = [value for name, is_pair, value in map(_cookie, header.split(";")) if is_pair and name == self.name]
+        if len(values) > 1:
+            return Rejected(_REPEATED, f"the cookie {self.name} came more than once")
+        if len(values) != len(self._mentions.findall(header)):
+            return Rejected(_MALFORMED, f"the cookie {self.name} can be read in more than one way")
+        if not values:
+            return None
+        if _is_cookie_value(values[0]) is None:
+            return Rejected(_MALFORMED, f"the cookie {self.name} is empty, quoted, or no cookie's value")
+        return values[0] if self.shape.fits(values[0]) else None
+
+
+def _cookie(text: str) -> tuple[str, bool, str]:
+    """The name, whether there is a `=`, and the value (RFC 6265 section 5.2)."""
+    name, equals, value = text.partition("=")
+    return name.strip(" \t"), bool(equals), value.strip(" \t")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPlace:
+    """A query parameter, by its decoded name; names are case-sensitive.
+
+    Its value is percent-decoded. A `+` is refused there, since it is a space to forms and a plus to URIs.
+    """
+
+    name: str
+    shape: Shape = Shape.ANY
+
+    def shown(self, request: RequestContext) -> str | Rejected | None:
+        """See `HeaderPlace.shown`."""
+        query = request.query
+        if not query:
+            return None
+        if len(query) > QUERY_BYTES_MAX or query.count("&") >= QUERY_PARAMETERS_MAX:
+            accepted = f"at most {QUERY_BYTES_MAX} bytes and {QUERY_PARAMETERS_MAX} parameters"
+            return Rejected(_MALFORMED, f"the query is too large: {accepted}")
+        values = [value for name, value in map(_parameter, query.split("&")) if name == self.name]
+        if len(values) > 1:
+            return Rejected(_REPEATED, f"the query parameter {self.name} came more than once")
+        by_semicolon = [name for name, _ in map(_parameter, re.split("[&;]", query)) if name == self.name]
+        if len(by_semicolon) != len(values):
+            return Rejected(_MALFORMED, f"the query parameter {self.name} can be read in more than one way")
+        if not values:
+            return None
+        value = unquote_plus(values[0], errors="replace")
+        if "+" in values[0] or _is_encoded(values[0]) is None or _is_visible(value) is None:
+            return Rejected(_MALFORMED, f"the query parameter {self.name} is empty, or not encoded visible ASCII")
+        return value if self.shape.fits(value) else None
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    """The decoded name, and the value as sent."""
+    name, _, value = text.partition("=")
+    return unquote_plus(name, errors="replace") if "%" in name or "+" in name else name, value
+
+
+Place: TypeAlias = HeaderPlace | CookiePlace | QueryPlace
+"""Where one kind of credential is looked for."""
+
+
+def without_cookies(header: str, names: frozenset[str]) -> str:
+    """A Cookie header without the cookies of these names, "" if none is left; the others stay as they were sent."""
+    kept = [text for text in header.split(";") if _cookie(text)[0] not in names]
+    return ";".join(kept).strip(" \t")
+
+
+def without_parameters(query: str, names: frozenset[str]) -> str:
+    """A query without the parameters of these names, however their names are encoded; the others as they were sent."""
+    return "&".join([text for text in query.split("&") if _parameter(text)[0] not in names])

@@ -97,7 +97,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         sent_id if sent_id is not None and _is_request_id(sent_id) is not None else _stream_id(http.id),
         method,
         http.host,
-        raw_path.partition("?")[0],  # by hand: urlsplit reads `//admin/x` as a host, and drops tabs and line feeds
+        path,
         headers,
         repeated,
         tuple(name for name in headers if "_" in name) if "_" in names else (),
