@@ -1,6 +1,8 @@
-"""One GET, for fetching keys: HTTP/1.1 (h11) over asyncio streams, with a limit on everything and one error type out.
+"""One GET, for keys, and one POST, for questions about tokens: HTTP/1.1 (h11) over asyncio streams, one error type out.
 
-Deliberately absent: redirects (a key server that moves is a change of policy), proxies from the environment, cookies,
+Everything has a limit.
+
+Deliberately absent: redirects (a server that moves is a change of policy), proxies from the environment, cookies,
 credentials in URLs, content codings, and connections that are kept: keys are fetched once in minutes.
 """
 
@@ -9,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import h11
@@ -22,12 +26,24 @@ HEADER_BYTES_MAX = 16 * 1024
 """Status line and headers together."""
 CONNECT_TIMEOUT_S = 2.0
 _READ_BYTES = 64 * 1024
+_KEYS_MEDIA_TYPES = "application/jwk-set+json, application/json"
 _URL = re.compile(r"[!-~]+")
 _MAX_AGE = re.compile(r'(?:^|[,\s])max-age="?(\d{1,9})(?:"|[,\s]|$)', re.IGNORECASE)
 
 
+T = TypeVar("T")
+
+
 class FetchError(Exception):
     """Nothing usable came back; the message says why and names no more of the URL than its host."""
+
+
+class StatusError(FetchError):
+    """The server answered a POST with another status than 200."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +128,54 @@ async def get(url: str, *, timeout_s: float, insecure_http: bool = False, ca_fil
         FetchError: Anything else happened.
     """
     target = target_of(url, insecure_http=insecure_http)
+    async with _one_error(target, timeout_s):
+        request = h11.Request(method="GET", target=target.path, headers=_headers(target, _KEYS_MEDIA_TYPES))
+        context = _tls(ca_file) if target.secure else None
+        max_age_s, body = await _exchange(target, context, request, b"", _accept, BODY_BYTES_MAX)
+        return Fetched(body, max_age_s)
+
+
+async def post_form(
+    target: Target,
+    form: bytes,
+    headers: Mapping[str, str],
+    *,
+    timeout_s: float,
+    tls: ssl.SSLContext | None,
+    body_bytes_max: int = BODY_BYTES_MAX,
+) -> bytes:
+    """The body that a POST of a form returns with status 200, within `timeout_s` for everything together.
+
+    Args:
+        target: Where to.
+        form: `application/x-www-form-urlencoded`.
+        headers: Besides those of every request.
+        timeout_s: Seconds for connecting, sending and receiving together.
+        tls: For an https target; a client certificate may be in it.
+        body_bytes_max: Longest body that is read.
+
+    Raises:
+        StatusError: The status is another one.
+        FetchError: Anything else happened.
+    """
+    async with _one_error(target, timeout_s):
+        form_headers = [
+            ("Content-Type", "application/x-www-form-urlencoded"),
+            ("Content-Length", str(len(form))),
+            *headers.items(),
+        ]
+        everything = _headers(target, "application/json") + form_headers
+        request = h11.Request(method="POST", target=target.path, headers=everything)
+        _, body = await _exchange(target, tls, request, form, _accept_posted, body_bytes_max)
+        return body
+
+
+@asynccontextmanager
+async def _one_error(target: Target, timeout_s: float) -> AsyncIterator[None]:
+    """What can go wrong on the way, as `FetchError`."""
     try:
         async with asyncio.timeout(timeout_s):
-            return await _exchange(target, ca_file)
+            yield
     except TimeoutError:
         raise FetchError(f"{target.host} did not answer completely within {timeout_s:g} s") from None
     except ssl.SSLError as error:
@@ -127,8 +188,15 @@ async def get(url: str, *, timeout_s: float, insecure_http: bool = False, ca_fil
         raise FetchError(f"{target.host} did not answer in complete HTTP/1.1") from None
 
 
-async def _exchange(target: Target, ca_file: str | None) -> Fetched:
-    context = _tls(ca_file) if target.secure else None
+async def _exchange(
+    target: Target,
+    context: ssl.SSLContext | None,
+    request: h11.Request,
+    content: bytes,
+    accept: Callable[[h11.Response, str], T],
+    body_bytes_max: int,
+) -> tuple[T, bytes]:
+    """One request on a connection of its own: what `accept` makes of the response's head, and the body."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
@@ -139,42 +207,54 @@ async def _exchange(target: Target, ca_file: str | None) -> Fetched:
         if not target.secure and not (peer and _is_loopback(peer[0])):
             raise FetchError("http:// is refused: the name resolves to another machine")
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADER_BYTES_MAX)
-        writer.write(_request(connection, target))
+        events = [request, *([h11.Data(data=content)] if content else []), h11.EndOfMessage()]
+        writer.write(b"".join(connection.send(event) or b"" for event in events))
         await writer.drain()
-        return await _response(connection, reader, target.host)
+        return await _response(connection, reader, target.host, accept, body_bytes_max)
     finally:
         writer.transport.abort()
 
 
-def _request(connection: h11.Connection, target: Target) -> bytes:
-    headers = [
+def _headers(target: Target, accepted: str) -> list[tuple[str, str]]:
+    return [
         ("Host", target.authority),
-        ("Accept", "application/jwk-set+json, application/json"),
+        ("Accept", accepted),
         ("Accept-Encoding", "identity"),
         ("User-Agent", "sidecar"),
         ("Connection", "close"),
     ]
-    head = connection.send(h11.Request(method="GET", target=target.path, headers=headers)) or b""
-    return head + (connection.send(h11.EndOfMessage()) or b"")
 
 
-async def _response(connection: h11.Connection, reader: asyncio.StreamReader, host: str) -> Fetched:
-    max_age_s: int | None = None
+async def _response(
+    connection: h11.Connection,
+    reader: asyncio.StreamReader,
+    host: str,
+    accept: Callable[[h11.Response, str], T],
+    body_bytes_max: int,
+) -> tuple[T, bytes]:
+    head: T | None = None
     body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Response):
-            max_age_s = _accept(event, host)
+            head = accept(event, host)
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > BODY_BYTES_MAX:
-                raise FetchError(f"{host} answered with more than {BODY_BYTES_MAX} bytes")
+            if len(body) > body_bytes_max:
+                raise FetchError(f"{host} answered with more than {body_bytes_max} bytes")
         elif isinstance(event, h11.EndOfMessage):
-            return Fetched(bytes(body), max_age_s)
+            return cast("T", head), bytes(body)
         elif not isinstance(event, h11.InformationalResponse):
             raise FetchError(f"{host} did not answer in complete HTTP/1.1")
+
+
+def _accept_posted(response: h11.Response, host: str) -> None:
+    """A response whose body is wanted."""
+    if response.status_code != 200:
+        raise StatusError(f"{host} answered with status {response.status_code}", response.status_code)
+    _refuse_coding(response, host)
 
 
 def _accept(response: h11.Response, host: str) -> int | None:
@@ -183,14 +263,20 @@ def _accept(response: h11.Response, host: str) -> int | None:
         raise FetchError(f"{host} answered with a redirect ({response.status_code}), which is not followed")
     if response.status_code != 200:
         raise FetchError(f"{host} answered with status {response.status_code}")
-    headers = {name: value.decode("latin-1") for name, value in response.headers}
-    if headers.get(b"content-encoding", "identity").lower() != "identity":
-        raise FetchError(f"{host} answered in a content coding that was not asked for")
+    headers = _refuse_coding(response, host)
     cache_control = headers.get(b"cache-control", "")
     if "no-store" in cache_control.lower() or "no-cache" in cache_control.lower():
         return 0
     found = _MAX_AGE.search(cache_control)
     return int(found[1]) if found else None
+
+
+def _refuse_coding(response: h11.Response, host: str) -> Mapping[bytes, str]:
+    """The headers."""
+    headers = {name: value.decode("latin-1") for name, value in response.headers}
+    if headers.get(b"content-encoding", "identity").lower() != "identity":
+        raise FetchError(f"{host} answered in a content coding that was not asked for")
+    return headers
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:

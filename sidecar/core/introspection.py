@@ -1,0 +1,374 @@
+"""Opaque tokens: what an introspection endpoint says of one, read strictly, becomes a `Principal` (RFC 7662).
+
+Pure. `OpaqueTokens` is the method: it refuses what is no token before anybody is asked, returns `NeedIntrospection`
+for a token that it knows nothing of, and reads what was found. `AnswerCache` keeps answers; the engine
+(edges/introspection.py) asks the endpoint.
+
+An answer is believed only whole: status 200, a JSON object that everyone reads alike, `active` the boolean true, and
+every claim in it valid by the rules for signed tokens (claims.py). `active: false` and a claim that does not hold are
+answers about the token, and are kept for a short while; everything else is no answer, and is the endpoint's failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from json import dumps
+from typing import TYPE_CHECKING, TypeAlias
+
+from sidecar.core.claims import Rejected, believe, still_valid, valid_within_us
+from sidecar.core.credentials import bearer_token
+from sidecar.core.decision import DenyReason
+from sidecar.core.principal import Principal
+from sidecar.core.strict_json import JsonError, read_object
+
+if TYPE_CHECKING:
+    from sidecar.core.context import RequestContext
+    from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.methods import Findings
+    from sidecar.core.principal import Json
+
+ANSWER_BYTES_MAX = 64 * 1024
+"""Of an answer's body; real ones have less than 2 KiB."""
+
+ACTIVE_ENTRIES_MAX = 10_000
+"""Active tokens that are remembered; about 4 KiB each for usual answers."""
+
+REFUSED_ENTRIES_MAX = 4_096
+"""Inactive tokens that are remembered: in a place of their own, since whoever sends garbage chooses what fills it."""
+
+_US_PER_S = 1_000_000
+_CLOCK_SLACK_US = _US_PER_S
+"""A Check may have begun a little before the answer that it finds was noted; more is a clock that was set back."""
+
+_B64TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+_TOKEN_TYPES = frozenset({"bearer", "dpop", "access_token"})
+_TEXTS = ("iss", "sub", "client_id", "username", "jti", "scope", "token_type", "token_use")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSecretBasic:
+    """A client's name and secret in the Authorization header (RFC 6749 section 2.3.1)."""
+
+    client_id: str
+    secret_file: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateKeyJwt:
+    """A JWT that the client signs (RFC 7523 section 2.2).
+
+    Attributes:
+        key_file: PEM file with the private key; its kind decides on the algorithm.
+        key_id: `kid`, None for a JWT without one.
+        audience: `aud`.
+    """
+
+    client_id: str
+    key_file: str
+    key_id: str | None
+    audience: str
+
+
+@dataclass(frozen=True, slots=True)
+class TlsClientAuth:
+    """A client's certificate (RFC 8705 section 2)."""
+
+    client_id: str
+    certificate_file: str
+    key_file: str
+
+
+ClientAuthentication: TypeAlias = ClientSecretBasic | PrivateKeyJwt | TlsClientAuth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntrospectionPolicy:
+    """One introspection endpoint, and what must hold of its answers.
+
+    Attributes:
+        name: The policy's name for it (`introspection.<name>`); labels metrics, and is the principal's `issuer`.
+        url: The endpoint's.
+        rules: What must hold of an answer's claims, as of a token's: audiences, leeway, where scopes and roles are.
+            Its `issuer` is the `iss` that an answer must have, "" where any will do.
+        subject_claim: Which of `sub`, `username` and `client_id` is the subject.
+        token_type_hint: Sent with the token (RFC 7662 section 2.1), "" for none.
+        active_s: The longest that an active token's answer is used; 0: asked each time.
+        inactive_s: How long an inactive token's is; 0: asked each time.
+        on_failure_error: While the endpoint cannot be asked, Envoy decides; else the request is denied.
+        timeout_s: For one question, connecting included.
+        rate_count, rate_us: So many questions in so many microseconds, at once or spread.
+        concurrent_max: Questions under way.
+        queue_max: Questions that wait for one of these to end.
+        identity: Digest of what is asked, and as whom: two endpoints never share an answer.
+    """
+
+    name: str
+    url: str
+    client: ClientAuthentication
+    rules: IssuerPolicy
+    subject_claim: str = "sub"
+    token_type_hint: str = "access_token"  # noqa: S105 - a name out of RFC 7009 section 4.1.2
+    token_bytes_max: int = 2048
+    active_s: float = 60.0
+    inactive_s: float = 10.0
+    on_failure_error: bool = False
+    timeout_s: float = 2.0
+    rate_count: int = 100
+    rate_us: int = _US_PER_S
+    concurrent_max: int = 16
+    queue_max: int = 256
+    insecure_http: bool = False
+    ca_file: str | None = None
+    identity: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = [self.name, self.url, type(self.client).__name__, self.client.client_id, self.token_type_hint]
+        object.__setattr__(self, "identity", sha256(dumps(parts).encode()).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class NeedIntrospection:
+    """Nothing is known of this token: ask the endpoint.
+
+    Attributes:
+        key: Digest of the endpoint's identity and the token.
+        token: As shown, and well-formed.
+    """
+
+    policy: IntrospectionPolicy
+    key: bytes
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The endpoint was not asked, or gave no answer that can be used.
+
+    Attributes:
+        detail: For the operator; holds nothing of the token.
+        overload: Not asked because too much is asked already. Never Envoy's to decide: whoever sends many unknown
+            tokens brings it about.
+    """
+
+    detail: str
+    overload: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What an endpoint said of a token, and between when it may be used.
+
+    Attributes:
+        proved: Whom it describes, or why it is refused.
+        policy: By which it was read.
+        noted_us, until_us: When it was read, and from when on it has to be asked for again.
+    """
+
+    proved: Principal | Rejected
+    policy: IntrospectionPolicy
+    noted_us: int
+    until_us: float
+
+    @property
+    def active(self) -> bool:
+        """Whether the token may be used."""
+        return isinstance(self.proved, Principal)
+
+    def at(self, now_us: int) -> Principal | Rejected:
+        """The same, with the token's dates compared with the time."""
+        proved = self.proved
+        if isinstance(proved, Rejected):
+            return proved
+        return still_valid(proved, self.policy.rules, now_us) or proved
+
+    def fresh(self, policy: IntrospectionPolicy, now_us: int) -> bool:
+        """Whether it may be used now, under this policy, without asking again."""
+        if not self.noted_us - _CLOCK_SLACK_US <= now_us < self.until_us:
+            return False
+        return policy is self.policy or policy == self.policy
+
+
+class OpaqueTokens:
+    """Proves opaque tokens that one endpoint knows; see `methods.Method`."""
+
+    __slots__ = ("policy",)
+
+    def __init__(self, policy: IntrospectionPolicy) -> None:
+        self.policy = policy
+
+    def shown(self, request: RequestContext) -> str | Rejected | None:
+        """The bearer token in the Authorization header (RFC 6750 section 2.1)."""
+        text = bearer_token(request)
+        if text is DenyReason.CREDENTIAL_MISSING:
+            return None
+        return Rejected(text, "") if isinstance(text, DenyReason) else text
+
+    def prove(
+        self, shown: str, _request: RequestContext | None, findings: Findings, now_us: int
+    ) -> Principal | NeedIntrospection | Rejected:
+        """Whom the token stands for; a finding is an `Answer`, `Unanswered`, or None for a failure without a reason."""
+        policy = self.policy
+        if len(shown) > policy.token_bytes_max:
+            return Rejected(DenyReason.TOKEN_MALFORMED, f"longer than {policy.token_bytes_max} bytes")
+        if _B64TOKEN.fullmatch(shown) is None:
+            return Rejected(DenyReason.TOKEN_MALFORMED, "has a character that bearer tokens do not have (RFC 6750)")
+        key = token_key(policy, shown)
+        if key not in findings:
+            return NeedIntrospection(policy, key, shown)
+        found = findings[key]
+        if isinstance(found, Answer):
+            return found.at(now_us)
+        return _unanswered(policy, found)
+
+
+def token_key(policy: IntrospectionPolicy, token: str) -> bytes:
+    """Names a token at an endpoint: the identity's length is fixed, so that no two pairs have the same."""
+    return sha256(policy.identity + token.encode("ascii")).digest()
+
+
+def _unanswered(policy: IntrospectionPolicy, found: Unanswered | None) -> Rejected:
+    detail = f"introspection {policy.name!r}: {found.detail if found is not None else 'no answer'}"
+    overload = found is not None and found.overload
+    return Rejected(DenyReason.INTROSPECTION_UNAVAILABLE, detail, policy.on_failure_error and not overload)
+
+
+def read_answer(policy: IntrospectionPolicy, body: bytes, now_us: int) -> Answer | Unanswered:
+    """What the body of a 200 response says of a token (RFC 7662 section 2.2).
+
+    Returns:
+        `Unanswered` where it is no introspection response: nothing is known of the token then.
+    """
+    if len(body) > ANSWER_BYTES_MAX:
+        return Unanswered(f"the answer has more than {ANSWER_BYTES_MAX} bytes")
+    try:
+        members = read_object(body)
+    except JsonError as error:
+        return Unanswered(f"the answer {error}")
+    active = members.get("active")
+    if not isinstance(active, bool):
+        return Unanswered("the answer's active is neither true nor false")
+    proved = _principal(policy, members, now_us) if active else _INACTIVE
+    if isinstance(proved, Rejected):
+        return Answer(proved, policy, now_us, now_us + policy.inactive_s * _US_PER_S)
+    _, expires_us = valid_within_us(proved, policy.rules)
+    return Answer(proved, policy, now_us, min(expires_us, now_us + policy.active_s * _US_PER_S))
+
+
+_INACTIVE = Rejected(DenyReason.TOKEN_INACTIVE, "the endpoint says that it is not active")
+
+
+def _principal(policy: IntrospectionPolicy, claims: dict[str, Json], now_us: int) -> Principal | Rejected:
+    """The caller whom an active token stands for."""
+    fault = _text_fault(claims) or _use_fault(claims) or _issuer_fault(policy, claims)
+    if fault is not None:
+        return fault
+    if policy.subject_claim != "sub":
+        claims = claims | {"sub": claims.get(policy.subject_claim)}
+    if claims.get("aud") == []:  # how some endpoints say that there is none
+        claims = {name: value for name, value in claims.items() if name != "aud"}
+    # the answer is about an access token (_use_fault), which the claim rules take as signed ones of this type
+    proved = believe(claims, "at+jwt", policy.rules, now_us)
+    if isinstance(proved, Rejected):
+        return proved
+    return replace(proved, issuer=policy.name, method="opaque_token", key_id=_text(claims, "jti"))
+
+
+def _text_fault(claims: Mapping[str, Json]) -> Rejected | None:
+    for name in _TEXTS:
+        if name in claims and not isinstance(claims[name], str):
+            return Rejected(DenyReason.TOKEN_CLAIM_INVALID, f"{name} is not a string")
+    return None
+
+
+def _use_fault(claims: Mapping[str, Json]) -> Rejected | None:
+    """A refresh token is active, too, and must not pass for an access token."""
+    kind = _text(claims, "token_type").lower()
+    if kind and kind not in _TOKEN_TYPES:
+        return Rejected(DenyReason.TOKEN_TYPE_REFUSED, "token_type is none of Bearer, DPoP and access_token")
+    if _text(claims, "token_use") not in {"", "access_token"}:
+        return Rejected(DenyReason.TOKEN_TYPE_REFUSED, "token_use is not access_token")
+    if kind == "dpop" and "cnf" not in claims:
+        return Rejected(DenyReason.TOKEN_BINDING_UNSUPPORTED, "token_type is DPoP, and there is no cnf")
+    return None
+
+
+def _issuer_fault(policy: IntrospectionPolicy, claims: Mapping[str, Json]) -> Rejected | None:
+    wanted = policy.rules.issuer
+    if wanted and claims.get("iss") != wanted:
+        return Rejected(DenyReason.TOKEN_ISSUER_UNKNOWN, "iss is not the policy's")
+    return None
+
+
+def _text(claims: Mapping[str, Json], name: str) -> str:
+    value = claims.get(name)
+    return value if isinstance(value, str) else ""
+
+
+class AnswerCache:
+    """Answers about the tokens that were used last, active and refused ones apart, each bounded by number.
+
+    An active token's entry stays after it is no longer fresh, until it is pushed out: that a token was active is what
+    tells a caller's next question from a stranger's (`was_active`).
+
+    Attributes:
+        hits, misses, evictions: Counted since the start.
+    """
+
+    def __init__(
+        self, active_entries_max: int = ACTIVE_ENTRIES_MAX, refused_entries_max: int = REFUSED_ENTRIES_MAX
+    ) -> None:
+        self._active: OrderedDict[bytes, Answer] = OrderedDict()
+        self._refused: OrderedDict[bytes, Answer] = OrderedDict()
+        self._active_max = active_entries_max
+        self._refused_max = refused_entries_max
+        self.hits = 0
+        self.misses = 0
+        self.evictions = 0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Entries of active and of refused tokens."""
+        return len(self._active), len(self._refused)
+
+    def find(self, need: NeedIntrospection, now_us: int) -> Answer | None:
+        """The answer to a question, where there is one that may still be used."""
+        key = need.key
+        for entries in (self._active, self._refused):
+            answer = entries.get(key)
+            if answer is not None and answer.fresh(need.policy, now_us):
+                entries.move_to_end(key)
+                self.hits += 1
+                return answer
+        self.misses += 1
+        return None
+
+    def put(self, key: bytes, answer: Answer) -> None:
+        """Remember an answer instead of what was known of the token."""
+        self.drop(key)
+        entries, entries_max = (self._active, self._active_max) if answer.active else (self._refused, self._refused_max)
+        if answer.until_us <= answer.noted_us or not entries_max:
+            return
+        if len(entries) >= entries_max:
+            entries.popitem(last=False)
+            self.evictions += 1
+        entries[key] = answer
+
+    def drop(self, key: bytes) -> None:
+        """Forget a token."""
+        self._active.pop(key, None)
+        self._refused.pop(key, None)
+
+    def was_active(self, key: bytes) -> bool:
+        """Whether the endpoint's last answer about a token was that it is active."""
+        return key in self._active
+
+    def keep_policies(self, policies: Mapping[str, IntrospectionPolicy]) -> None:
+        """Forget what was said under a policy that is none of these any more."""
+        for entries in (self._active, self._refused):
+            stale = [key for key, answer in entries.items() if policies.get(answer.policy.name) != answer.policy]
+            for key in stale:
+                del entries[key]
