@@ -49,8 +49,19 @@ class DenyReason(enum.Enum):
     TOKEN_NOT_YET_VALID = "token_not_yet_valid"
     TOKEN_BINDING_UNSUPPORTED = "token_binding_unsupported"
     TOKEN_INACTIVE = "token_inactive"
+    TOKEN_REVOKED = "token_revoked"
     KEYS_UNAVAILABLE = "keys_unavailable"
+    REVOCATIONS_UNKNOWN = "revocations_unknown"
+    AUTHENTICATIONS_FAILED_TOO_OFTEN = "authentications_failed_too_often"
     INTROSPECTION_UNAVAILABLE = "introspection_unavailable"
+    # the API key
+    API_KEY_MALFORMED = "api_key_malformed"
+    API_KEY_INVALID = "api_key_invalid"
+    API_KEY_EXPIRED = "api_key_expired"
+    API_KEY_NOT_YET_VALID = "api_key_not_yet_valid"
+    API_KEY_REVOKED = "api_key_revoked"
+    API_KEY_NOT_ALLOWED_HERE = "api_key_not_allowed_here"
+    API_KEYS_UNAVAILABLE = "api_keys_unavailable"
     # authorization
     SCOPE_INSUFFICIENT = "scope_insufficient"
     ROLE_MISSING = "role_missing"
@@ -73,6 +84,8 @@ class Challenge(enum.Enum):
     INVALID_REQUEST = "invalid_request"
     INVALID_TOKEN = "invalid_token"
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    API_KEY = "api_key"
+    """A challenge of the scheme `ApiKey`, which has no error codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,9 @@ def _rows() -> dict[DenyReason, ReasonRow]:
 
     def token(detail: str) -> ReasonRow:
         return ReasonRow(401, 16, bad_token, "Invalid token", detail)
+
+    def api_key(detail: str) -> ReasonRow:
+        return ReasonRow(401, 16, Challenge.API_KEY, "Invalid API key", detail)
 
     def unavailable(detail: str) -> ReasonRow:
         return ReasonRow(503, 14, none, "Service unavailable", detail)
@@ -123,8 +139,20 @@ def _rows() -> dict[DenyReason, ReasonRow]:
         r.TOKEN_NOT_YET_VALID: token("The token is not valid yet."),
         r.TOKEN_BINDING_UNSUPPORTED: token("The token is bound in a way that cannot be proved here."),
         r.TOKEN_INACTIVE: token("The token is not active."),
+        r.TOKEN_REVOKED: token("The token has been revoked."),
+        r.REVOCATIONS_UNKNOWN: unavailable("The token cannot be verified at the moment."),
+        r.AUTHENTICATIONS_FAILED_TOO_OFTEN: ReasonRow(
+            429, 8, none, "Too many requests", "Too many credentials from this address were refused."
+        ),
         r.KEYS_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
         r.INTROSPECTION_UNAVAILABLE: unavailable("The token cannot be verified at the moment."),
+        r.API_KEY_MALFORMED: api_key("The API key is not well-formed."),
+        r.API_KEY_INVALID: api_key("The API key is not valid."),
+        r.API_KEY_EXPIRED: api_key("The API key has expired."),
+        r.API_KEY_NOT_YET_VALID: api_key("The API key is not valid yet."),
+        r.API_KEY_REVOKED: api_key("The API key was revoked."),
+        r.API_KEY_NOT_ALLOWED_HERE: request(403, "The API key may not be used for this request.", 7),
+        r.API_KEYS_UNAVAILABLE: unavailable("The API key cannot be verified at the moment."),
         r.SCOPE_INSUFFICIENT: ReasonRow(403, 7, scope, "Forbidden", "The token lacks a required scope."),
         r.ROLE_MISSING: ReasonRow(403, 7, none, "Forbidden", "The caller lacks a required role."),
         r.COST_MALFORMED: request(400, "What the request costs is not stated as a number that is accepted."),

@@ -119,6 +119,8 @@ def challenge(reason: DenyReason, rule: Rule | None) -> str | None:
     if row.challenge is Challenge.NONE:
         return None
     parameters = [(rule.challenge if rule is not None else "") or 'realm="sidecar"']
+    if row.challenge is Challenge.API_KEY:
+        return f"ApiKey {parameters[0]}"
     if row.challenge is not Challenge.BARE:
         parameters += [f'error="{row.challenge.value}"', f'error_description="{row.detail}"']
     if row.challenge is Challenge.INSUFFICIENT_SCOPE and rule is not None and rule.challenge_scope:
