@@ -50,6 +50,7 @@ class RequestContext(Struct, eq=False, gc=False):
     scheme: str = ""
     peer_certificate: str = ""
     peer_principal: str = ""
+    query: str = ""
     dpop_nonce: str = ""
 
     def keep_headers(self, names: tuple[str, ...]) -> None:

@@ -93,6 +93,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
     sent_id = headers.get("x-request-id")
     metadata = RequestMetadata(attributes.metadata_context) if attributes.HasField("metadata_context") else None
     source = attributes.source
+    path, _, query = raw_path.partition("?")  # by hand: urlsplit reads `//admin/x` as a host, and drops tabs
     return RequestContext(
         sent_id if sent_id is not None and _is_request_id(sent_id) is not None else _stream_id(http.id),
         method,
@@ -106,6 +107,7 @@ def decode(message: bytes) -> RequestContext | DenyReason:
         http.scheme,
         source.certificate,
         source.principal,
+        query,
     )
 
 
