@@ -40,8 +40,13 @@ class Rejected(NamedTuple):
     as_error: bool = False
 
 
-def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_us: int) -> Principal | Rejected:
-    """The caller whom these claims describe; their signature has been verified with a key of this issuer."""
+def believe(
+    claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_us: int, signed_by: str = ""
+) -> Principal | Rejected:
+    """The caller whom these claims describe; their signature has been verified with a key of this issuer.
+
+    `signed_by` is that key's `kid`, "" where it has none.
+    """
     fault = (
         _confirmation_fault(claims)
         or _type_fault(claims, token_type, issuer)
@@ -67,6 +72,7 @@ def believe(claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_
         scopes,
         roles,
         claims,
+        signed_by=signed_by,
     )
 
 

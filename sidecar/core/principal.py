@@ -23,6 +23,7 @@ class Principal:
         method: What proved it: `token`, `opaque_token`, `api_key` or `certificate`.
         tier: The caller's plan, "" without one.
         tenant: On whose behalf the caller acts, "" without one.
+        signed_by: The `kid` of the key that signed the token, "" of anything else and where the key has none.
         key_id: Names the API key, the token (`jti`) or the certificate (its digest); "" where it has no name.
     """
 
@@ -36,6 +37,7 @@ class Principal:
     tier: str = ""
     tenant: str = ""
     key_id: str = ""
+    signed_by: str = ""
 
 
 def claim_at(claims: Mapping[str, Json], path: tuple[str, ...]) -> Json:

@@ -195,4 +195,4 @@ def verify(token: UnverifiedToken, issuer: IssuerPolicy, keys: KeySet, now_us: i
         return NeedKey(kid)
     if not key.verify(token.signature, token.signing_input):
         return Rejected(DenyReason.TOKEN_SIGNATURE_INVALID, "the signature does not belong to this key and content")
-    return believe(token.unverified_claims, token.unverified_type, issuer, now_us)
+    return believe(token.unverified_claims, token.unverified_type, issuer, now_us, key.kid or "")
