@@ -1,7 +1,8 @@
 """The shell around the pipeline for ext_authz: one Check in, exactly one CheckResponse out.
 
-It fetches what the pipeline asks for and calls it again. Whatever goes wrong on the way, the answer is a denied
-CheckResponse: Envoy under `failure_mode_allow: true` lets a request pass on any gRPC error.
+It fetches what the pipeline asks for, each kind of need from its engine, and calls it again with what was found, until
+it decides. A need that comes twice, or one too many, is a fault of ours, and denies. Whatever goes wrong on the way, the
+answer is a denied CheckResponse: Envoy under `failure_mode_allow: true` lets a request pass on any gRPC error.
 
 Checks that arrive in one turn of the event loop are decided together, step by step: all are read, then all are matched
 and authenticated, then all are charged; and so are the store's replies. Each Check is still decided for itself. A step
@@ -12,23 +13,24 @@ after the other. A step is taken for `TOGETHER_MAX` at a time, so that what they
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from msgspec import Struct
 
 from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
+from sidecar.core.authn import NeedKey
 from sidecar.core.decision import Decision, DenyReason
+from sidecar.core.methods import NOTHING_FOUND
 from sidecar.edges.holds import new_hold
 from sidecar.envoy import ext_authz
 from sidecar.transport.service import Call, Refusal, UnaryMethod, wait_until
 
 if TYPE_CHECKING:
-    from sidecar.core.authn import NeedKey
     from sidecar.core.context import RequestContext
-    from sidecar.core.keys import KeySet
     from sidecar.core.limits import LimitStore, StoreFailure, Verdict
+    from sidecar.core.methods import Findings, Need
     from sidecar.core.policy import Policy
     from sidecar.core.token_cache import TokenCache
     from sidecar.edges.jwks import JwksEngine
@@ -38,9 +40,15 @@ CHECK = "/envoy.service.auth.v3.Authorization/Check"
 TOGETHER_MAX = 32
 """Checks that take a step together."""
 
+NEEDS_MAX: Final = 16
+"""Of one Check: twice as many as there can be credentials."""
+
 OnEvents: TypeAlias = Callable[[Sequence[DecisionEvent]], None]
 OnBug: TypeAlias = Callable[[BaseException, str], None]
 Soon: TypeAlias = Callable[[Callable[[], None]], object]
+Engine: TypeAlias = Callable[[Any, float, Callable[[Any], None]], None]
+"""Fetches what a need asks for: given the need, and a deadline in seconds of the loop's clock by which it calls the third,
+once, with what it found; None: it could not be had. It must not raise after that."""
 
 
 class _Check(Struct, eq=False):
@@ -52,14 +60,24 @@ class _Check(Struct, eq=False):
     call: Call
     started_ns: int
     pending: pipeline.Charges | None = None
+    findings: Findings = NOTHING_FOUND
+    needed: Hashable = None
+    """The key of what is being fetched, None for nothing."""
 
     def charged(self, result: Verdict | StoreFailure) -> None:
         """The store has answered."""
         self.service.charged(self, result)
 
-    def fetched(self, _keys: KeySet | None) -> None:
-        """The issuer's keys were fetched, or could not be; the pipeline looks again."""
-        self.service.fetched(self)
+    def found(self, value: Any) -> None:
+        """What was needed was found, or could not be (None); the pipeline looks again."""
+        needed = self.needed
+        if needed is not None:
+            self.needed = None
+            self.findings = {**self.findings, needed: value}
+            self.service.found(self)
+
+
+NO_ENGINES: Final[Mapping[type, Engine]] = {}
 
 
 def _at_once(step: Callable[[], None]) -> None:
@@ -73,6 +91,7 @@ class CheckService:
         policy: Returns the current policy; called once per Check, or for several that arrive together.
         cache: Verified tokens.
         jwks: The issuers' keys.
+        engines: What fetches each other kind of need, by its type.
         store: Counts limits.
         local: Counts limits in this process, where the policy says so while `store` cannot answer.
         on_events: Told decisions after their answers were handed to the transport.
@@ -91,10 +110,12 @@ class CheckService:
         on_events: OnEvents,
         on_bug: OnBug,
         soon: Soon = _at_once,
+        engines: Mapping[type, Engine] = NO_ENGINES,
     ) -> None:
         self._policy = policy
         self._cache = cache
         self._jwks = jwks
+        self._engines: dict[type, Engine] = {NeedKey: self._fetch_keys, **engines}
         self._store = store
         self._local = local
         self._on_events = on_events
@@ -130,9 +151,9 @@ class CheckService:
         if len(charged) == 1:
             self._soon(self._settle_charged)
 
-    def fetched(self, check: _Check) -> None:
-        """Decide anew, now that keys were fetched, or could not be."""
-        self._begin([check], time.time_ns() // 1000, fetched=True)
+    def found(self, check: _Check) -> None:
+        """Decide anew, now that something was fetched, or could not be."""
+        self._begin([check], time.time_ns() // 1000)
 
     def _decide_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -156,9 +177,9 @@ class CheckService:
                     checks.append(check)
             if decided:
                 self._answer(decided)
-            self._begin(checks, started_ns // 1000, fetched=False)
+            self._begin(checks, started_ns // 1000)
 
-    def _begin(self, checks: Sequence[_Check], now_us: int, *, fetched: bool) -> None:
+    def _begin(self, checks: Sequence[_Check], now_us: int) -> None:
         """Everything up to the limits."""
         cache, jwks = self._cache, self._jwks
         steps: list[tuple[_Check, pipeline.Step]] = []
@@ -167,7 +188,7 @@ class CheckService:
             if check.call.cancelled or request is None:
                 continue
             try:
-                steps.append((check, pipeline.begin(check.policy, request, cache, jwks, now_us, fetched=fetched)))
+                steps.append((check, pipeline.begin(check.policy, request, cache, jwks, now_us, check.findings)))
             except Exception as bug:  # noqa: BLE001 - as above
                 self._fail(check, bug)
         self._advance(steps)
@@ -200,7 +221,7 @@ class CheckService:
         if decided:
             self._answer(decided)
 
-    def _ask(self, check: _Check, step: pipeline.Charges | NeedKey) -> None:
+    def _ask(self, check: _Check, step: pipeline.Charges | Need) -> None:
         call = check.call
         deadline = wait_until(call.deadline)
         if isinstance(step, pipeline.Charges):
@@ -211,7 +232,14 @@ class CheckService:
                 check.request.keep_headers(step.rule.answer_headers)
             (self._local if step.local else self._store).charge(step.charges, deadline, check.charged)
         else:
-            self._jwks.ensure(step.issuer, step.kid, deadline, check.fetched)
+            key = step.key
+            if key in check.findings or len(check.findings) >= NEEDS_MAX:
+                raise RuntimeError(f"{type(step).__name__} is needed twice, or is one need too many")
+            check.needed = key
+            self._engines[type(step)](step, deadline, check.found)
+
+    def _fetch_keys(self, need: NeedKey, deadline: float, done: Callable[[Any], None]) -> None:
+        self._jwks.ensure(need.issuer, need.kid, deadline, done)
 
     def _answer(self, decided: Sequence[tuple[_Check, Decision]]) -> None:
         events: list[DecisionEvent] = []

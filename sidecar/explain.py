@@ -18,6 +18,7 @@ from google.protobuf.json_format import MessageToDict
 
 from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
+from sidecar.core.authn import NeedKey
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
 from sidecar.core.limits import US_PER_S, Algorithm
@@ -32,10 +33,10 @@ from sidecar.envoy.pb import ext_authz_pb2
 from sidecar.policy.compile import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
+    from sidecar.check import Engine
     from sidecar.core.bindings import LimitBinding
-    from sidecar.core.keys import KeySet
     from sidecar.core.limits import Charge, LimitOutcome, StoreFailure, Verdict
     from sidecar.core.policy import Policy
 
@@ -147,6 +148,10 @@ async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Char
     jwks.start()
     store = LocalStore()
     cache = TokenCache()
+    findings: dict[Hashable, Any] = {}
+    engines: dict[type, Engine] = {
+        NeedKey: lambda need, deadline, done: jwks.ensure(need.issuer, need.kid, deadline, done)
+    }
     try:
         step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000)
         while not isinstance(step, Decision):
@@ -158,10 +163,12 @@ async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Char
                 store.charge(step.charges, loop.time() + 1, verdict.set_result)
                 step = pipeline.settle(step, await verdict)
             else:
-                fetched: asyncio.Future[KeySet | None] = loop.create_future()
-                jwks.ensure(step.issuer, step.kid, loop.time() + FETCH_TIMEOUT_S, fetched.set_result)
-                await fetched
-                step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000, fetched=True)
+                if step.key in findings:
+                    raise RuntimeError(f"{type(step).__name__} is needed twice")
+                found: asyncio.Future[Any] = loop.create_future()
+                engines[type(step)](step, loop.time() + FETCH_TIMEOUT_S, found.set_result)
+                findings[step.key] = await found
+                step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000, findings)
     finally:
         await jwks.stop()
     return step, charges

@@ -2,7 +2,7 @@
 
     match rule -> authenticate -> authorize -> charge limits -> Decision
 
-Pure: where deciding needs the world, it returns what it needs (`NeedKey`, `Charges`); the shell (check.py) fetches
+Pure: where deciding needs the world, it returns what it needs (a `Need`, `Charges`); the shell (check.py) fetches
 that and calls again. Every step either goes on or ends in a `Decision`. `sidecar explain` runs this same code.
 """
 
@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
-from sidecar.core.authn import Keys, NeedKey, authenticate
+from sidecar.core.authn import Keys, by_bearer, compose
 from sidecar.core.authz import Unmet
 from sidecar.core.bindings import charges_of, reservation_name
 from sidecar.core.claims import Rejected
 from sidecar.core.context import NO_REQUEST
 from sidecar.core.decision import NO_PARAMETERS, Decision, DenyReason
 from sidecar.core.limits import Charge, OnFailure, Source, StoreFailure, Verdict
+from sidecar.core.methods import NOTHING_FOUND
 from sidecar.core.paths import PathFault, canonical, canonical_host, is_plain_method
+from sidecar.core.principal import Principal
 
 if TYPE_CHECKING:
     from sidecar.core.bindings import LimitBinding
     from sidecar.core.context import RequestContext
     from sidecar.core.limits import LimitOutcome
+    from sidecar.core.methods import Findings, Need
     from sidecar.core.policy import Policy
-    from sidecar.core.principal import Principal
     from sidecar.core.rules import Matched, Rule
     from sidecar.core.selectors import PathParameters
     from sidecar.core.token_cache import TokenCache
@@ -58,23 +60,33 @@ class Charges(Struct, eq=False, gc=False):
 ADMISSIONS_MAX = 10_000
 """Pairs of a rule and a principal whose admission is kept, as many as verified tokens; about 0.4 KiB each."""
 
-Step: TypeAlias = Decision | NeedKey | Charges
+Step: TypeAlias = "Decision | Need | Charges"
 
 
 def begin(
-    policy: Policy, request: RequestContext, cache: TokenCache, keys: Keys, now_us: int, *, fetched: bool = False
+    policy: Policy,
+    request: RequestContext,
+    cache: TokenCache,
+    keys: Keys,
+    now_us: int,
+    findings: Findings = NOTHING_FOUND,
 ) -> Step:
-    """Everything up to the limits; `fetched` says that the keys it asked for were fetched, or could not be."""
+    """Everything up to the limits; `findings` hold what was fetched of what it asked for."""
     matched = policy.rules.kept.get((request.host, request.path, request.method)) or _match(policy, request)
     if isinstance(matched, Decision):
         return matched
     rule, parameters = matched
 
-    principal = None if rule.anonymous else authenticate(rule, request, cache, keys, now_us, fetched=fetched)
-    if isinstance(principal, NeedKey):
-        return principal
-    if isinstance(principal, Rejected):
-        return _denied(policy, principal.reason, principal.detail, rule)
+    principal: Principal | None = None
+    if not rule.anonymous:
+        composition = rule.composition
+        if composition is None:
+            proved = by_bearer(rule, request, cache, keys, now_us, findings)
+        else:
+            proved = compose(composition, request, parameters, cache, keys, now_us, findings)
+        if not isinstance(proved, Principal):
+            return _unproved(policy, rule, proved)
+        principal = proved
 
     unmet, charges = _admit(rule, principal)
     if unmet is not None:
@@ -87,6 +99,15 @@ def begin(
             return _denied(policy, asked.reason, asked.detail, rule, principal)
         charges = asked
     return Charges(policy, rule, principal, parameters, charges)
+
+
+def _unproved(policy: Policy, rule: Rule, found: Need | Rejected) -> Step:
+    """Nobody is proved: for now, since something is needed, or for good."""
+    if not isinstance(found, Rejected):
+        return found
+    decision = _denied(policy, found.reason, found.detail, rule)
+    decision.as_error = found.as_error
+    return decision
 
 
 def _match(policy: Policy, request: RequestContext) -> Matched | Decision:

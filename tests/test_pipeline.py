@@ -15,6 +15,7 @@ from sidecar.core.bindings import LimitBinding
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.core.keys import KeySet, parse_jwks
 from sidecar.core.limits import Limit, LimitOutcome, OnFailure, StoreFailure, Verdict
+from sidecar.core.methods import NOTHING_FOUND
 from sidecar.core.principal import Principal
 from sidecar.core.rules import PrefixPath, RequestMatch, Rule
 from sidecar.core.selectors import ClaimSelector
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sidecar.core.issuer import IssuerPolicy
+    from sidecar.core.methods import Findings
     from sidecar.core.policy import Policy
 
 LIMITED = """
@@ -58,10 +60,12 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return compiled(tmp_path_factory.mktemp("policy"))
 
 
-def begin(policy: Policy, keys: KeySet | None, *arguments: Any, fetched: bool = False, **request: Any) -> pipeline.Step:
+def begin(
+    policy: Policy, keys: KeySet | None, *arguments: Any, findings: Findings = NOTHING_FOUND, **request: Any
+) -> pipeline.Step:
     context = ext_authz.decode(check_request(*arguments, **request))
     assert not isinstance(context, DenyReason)
-    return pipeline.begin(policy, context, TokenCache(), Held(keys), time.time_ns() // 1000, fetched=fetched)
+    return pipeline.begin(policy, context, TokenCache(), Held(keys), time.time_ns() // 1000, findings)
 
 
 def reason(step: object) -> DenyReason | None:
@@ -102,8 +106,9 @@ def test_keys_are_asked_for_once(policy: Policy, held: Any, then: DenyReason) ->
     wish = begin(policy, keys, "/orders/1", credential)
     assert isinstance(wish, NeedKey)
     assert (wish.issuer.name, wish.kid) == ("main", KEY.kid)
-    assert reason(begin(policy, keys, "/orders/1", credential, fetched=True)) is then
-    assert reason(begin(policy, parse_jwks(jwks(KEY)), "/orders/1", credential, fetched=True)) is None
+    found = {wish.key: None}
+    assert reason(begin(policy, keys, "/orders/1", credential, findings=found)) is then
+    assert reason(begin(policy, parse_jwks(jwks(KEY)), "/orders/1", credential, findings=found)) is None
 
 
 def test_an_anonymous_rule_looks_at_no_credential(policy: Policy) -> None:

@@ -1,21 +1,44 @@
-"""Who is this? From the credential on the request to a `Principal`, by the rule's issuers and no others."""
+"""Who is this? From what is shown on the request to a `Principal`, by what the rule accepts and nothing else.
+
+A rule that accepts bearer tokens of its issuers, as most do, goes the short way: `by_bearer`. Every other rule has a
+`Composition` of methods (methods.py), each with its place, of which any one or all must prove somebody: `compose`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sidecar.core import token as tokens
+from sidecar.core.claims import Rejected
 from sidecar.core.credentials import bearer_token
 from sidecar.core.decision import DenyReason
+from sidecar.core.methods import NOTHING_FOUND
+from sidecar.core.paths import canonical_host
 from sidecar.core.principal import Principal
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
+    from sidecar.core.credentials import Place
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.keys import KeySet
-    from sidecar.core.rules import Rule
+    from sidecar.core.methods import Findings, Method, Need
+    from sidecar.core.principal import Json
+    from sidecar.core.selectors import PathParameters
     from sidecar.core.token_cache import TokenCache
+
+CREDENTIALS_MAX: Final = 8
+"""Of one rule's composition."""
+
+TOGETHER_KEPT_MAX: Final = 10_000
+"""Callers of `all_of` rules that are kept, each with the principals that it is made of."""
+
+OTHER_CREDENTIALS: Final = "other_credentials"
+"""The claim in which a caller who showed several credentials has the facts of those that are not the first."""
+
+_US_PER_S: Final = 1_000_000
 
 
 class Keys(Protocol):
@@ -25,61 +48,290 @@ class Keys(Protocol):
         """The issuer's current keys; None while it has none that may be used."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class NeedKey:
-    """The token names a key that is not held: fetch the issuer's keys, then begin again with `fetched=True`."""
+    """The token names a key that is not held: fetch the issuer's keys, then begin again."""
 
     issuer: IssuerPolicy
     kid: str | None
 
+    @property
+    def key(self) -> Hashable:
+        """See `methods.Need`."""
+        return NeedKey, self.issuer.issuer, self.kid
 
-def authenticate(
-    rule: Rule, request: RequestContext, cache: TokenCache, keys: Keys, now_us: int, *, fetched: bool
-) -> Principal | NeedKey | tokens.Rejected:
+
+class Accepting(Protocol):
+    """Whose tokens are accepted: a rule, or one of the methods of its composition."""
+
+    @property
+    def issuers(self) -> Mapping[str, IssuerPolicy]:
+        """By `iss`."""
+
+    @property
+    def token_bytes_max(self) -> int:
+        """The longest token that any of them accepts."""
+
+
+def by_bearer(
+    accepting: Accepting,
+    request: RequestContext,
+    cache: TokenCache,
+    keys: Keys,
+    now_us: int,
+    findings: Findings = NOTHING_FOUND,
+) -> Principal | Need | Rejected:
     """The principal that the request's bearer token proves.
 
     Args:
-        rule: Names the issuers that are accepted.
+        accepting: Names the issuers that are accepted.
         request: Carries the credential.
         cache: Tokens that were verified before; one that is verified now is added.
         keys: The issuers' keys.
         now_us: Microseconds since the epoch.
-        fetched: Keys were just fetched for this request: an unknown key is now final.
+        findings: What was fetched for this request: an unknown key that was asked for is final.
     """
     text = bearer_token(request)
     if isinstance(text, DenyReason):
-        return tokens.Rejected(text, "")
+        return Rejected(text, "")
+    return by_token(text, accepting, request, cache, keys, now_us, findings)
+
+
+def by_token(
+    text: str,
+    accepting: Accepting,
+    request: RequestContext,  # noqa: ARG001
+    cache: TokenCache,
+    keys: Keys,
+    now_us: int,
+    findings: Findings,
+) -> Principal | Need | Rejected:
+    """The principal that a token proves, wherever on the request it was."""
     cached = cache.get(text)
     if cached is not None:
-        issuer = rule.issuers.get(cached.issuer.issuer)
+        issuer = accepting.issuers.get(cached.issuer.issuer)
         if issuer is not None and cached.holds(issuer, keys.keys(issuer)):
             if cached.begins_us <= now_us < cached.expires_us:
                 return cached.principal
             return tokens.still_valid(cached.principal, issuer, now_us) or cached.principal
-    return _prove(text, rule, cache, keys, now_us, fetched=fetched)
+    return _prove(text, accepting, cache, keys, now_us, findings)
 
 
 def _prove(
-    text: str, rule: Rule, cache: TokenCache, keys: Keys, now_us: int, *, fetched: bool
-) -> Principal | NeedKey | tokens.Rejected:
-    token = tokens.parse(text, rule.token_bytes_max)
-    if isinstance(token, tokens.Rejected):
+    text: str, accepting: Accepting, cache: TokenCache, keys: Keys, now_us: int, findings: Findings
+) -> Principal | NeedKey | Rejected:
+    token = tokens.parse(text, accepting.token_bytes_max)
+    if isinstance(token, Rejected):
         return token
-    issuer = rule.issuers.get(token.unverified_issuer)
+    issuer = accepting.issuers.get(token.unverified_issuer)
     if issuer is None:
-        return tokens.Rejected(DenyReason.TOKEN_ISSUER_UNKNOWN, f"rule {rule.name!r} does not accept its issuer")
+        return Rejected(DenyReason.TOKEN_ISSUER_UNKNOWN, "the rule does not accept its issuer")
     if len(text) > issuer.token_bytes_max:
-        return tokens.Rejected(DenyReason.TOKEN_MALFORMED, f"longer than {issuer.token_bytes_max} bytes")
+        return Rejected(DenyReason.TOKEN_MALFORMED, f"longer than {issuer.token_bytes_max} bytes")
     key_set = keys.keys(issuer)
     if key_set is None:
-        if not fetched:
-            return NeedKey(issuer, token.unverified_kid)
-        return tokens.Rejected(DenyReason.KEYS_UNAVAILABLE, f"no usable keys of issuer {issuer.name!r} are held")
+        need = NeedKey(issuer, token.unverified_kid)
+        if need.key not in findings:
+            return need
+        return Rejected(DenyReason.KEYS_UNAVAILABLE, f"no usable keys of issuer {issuer.name!r} are held")
     proved = tokens.verify(token, issuer, key_set, now_us)
     if isinstance(proved, tokens.NeedKey):
-        if not fetched:
-            return NeedKey(issuer, proved.kid)
-        return tokens.Rejected(DenyReason.TOKEN_KEY_UNKNOWN, f"issuer {issuer.name!r} publishes no key with this kid")
+        need = NeedKey(issuer, proved.kid)
+        if need.key not in findings:
+            return need
+        return Rejected(DenyReason.TOKEN_KEY_UNKNOWN, f"issuer {issuer.name!r} publishes no key with this kid")
     if isinstance(proved, Principal):
         cache.put(token, issuer, key_set, proved)
     return proved
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compositions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenMethod:
+    """Tokens of some issuers, at one place."""
+
+    issuers: Mapping[str, IssuerPolicy]
+    place: Place
+    token_bytes_max: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_bytes_max", max(each.token_bytes_max for each in self.issuers.values()))
+
+    def shown(self, request: RequestContext) -> str | Rejected | None:
+        """The token on the request; see `methods.Method`."""
+        return self.place.shown(request)
+
+
+@dataclass(frozen=True, slots=True)
+class StepUp:
+    """How, and how recently, the caller must have been authenticated (RFC 9470).
+
+    Attributes:
+        acr: Accepted `acr` values, in the order in which a challenge offers them; empty: any.
+        max_age_s: The most that may have passed since `auth_time`; None: any.
+    """
+
+    acr: tuple[str, ...] = ()
+    max_age_s: int | None = None
+
+    def fault(self, principal: Principal, now_us: int) -> Rejected | None:
+        """Why it does not hold of this caller."""
+        reason = DenyReason.STEP_UP_REQUIRED
+        if self.acr and principal.claims.get("acr") not in self.acr:
+            return Rejected(reason, "acr is none of those that the rule accepts")
+        if self.max_age_s is None:
+            return None
+        since = principal.claims.get("auth_time")
+        if not isinstance(since, (int, float)) or isinstance(since, bool) or since < 0:
+            return Rejected(reason, "auth_time is missing or not a number")
+        if now_us >= (since + self.max_age_s) * _US_PER_S:
+            return Rejected(reason, f"the caller was authenticated more than {self.max_age_s} s ago")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class HostLabel:
+    """The tenant is a label of the request's host, 0 being the first."""
+
+    number: int
+
+    def tenant(self, request: RequestContext, _parameters: PathParameters) -> str | None:
+        """The label; None where the host has fewer, or is an address."""
+        host = canonical_host(request.host) or ""
+        labels = host.split(".")
+        return labels[self.number] if self.number < len(labels) and not host.startswith("[") else None
+
+
+@dataclass(frozen=True, slots=True)
+class PathTenant:
+    """The tenant is a parameter of the rule's path template."""
+
+    name: str
+
+    def tenant(self, _request: RequestContext, parameters: PathParameters) -> str | None:
+        """The parameter."""
+        return parameters.get(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class OneTenant:
+    """The rule is for one tenant."""
+
+    name: str
+
+    def tenant(self, _request: RequestContext, _parameters: PathParameters) -> str:
+        """Its name."""
+        return self.name
+
+
+TenantSource: TypeAlias = HostLabel | PathTenant | OneTenant
+"""Which tenant a request is about."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Composition:
+    """What a rule asks for, where that is more than a bearer token.
+
+    Attributes:
+        methods: That look for a credential at a place of their own.
+        ambient: That look at what the connection shows whether the caller wants to or not (client certificates): with
+            `every` like the others, otherwise only where no other credential is shown.
+        every: Each of them must prove somebody, and the first is who the caller is; otherwise exactly one is shown.
+        step_up: What must hold of the caller's authentication; None: nothing.
+        tenant: Says which tenant the caller must act for; None: any.
+    """
+
+    methods: tuple[TokenMethod | Method, ...]
+    ambient: tuple[Method, ...] = ()
+    every: bool = False
+    step_up: StepUp | None = None
+    tenant: TenantSource | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.methods) + len(self.ambient) <= CREDENTIALS_MAX:
+            raise ValueError(f"a composition has 1 to {CREDENTIALS_MAX} methods")
+        if self.every and self.ambient:
+            raise ValueError("where every method must prove somebody, none is ambient")
+
+
+def compose(
+    composition: Composition,
+    request: RequestContext,
+    parameters: PathParameters,
+    cache: TokenCache,
+    keys: Keys,
+    now_us: int,
+    findings: Findings = NOTHING_FOUND,
+) -> Principal | Need | Rejected:
+    """The principal that the request's credentials prove; see `by_bearer`."""
+    shown = _every_shown(composition, request) if composition.every else _one_shown(composition, request)
+    if isinstance(shown, Rejected):
+        return shown
+    proved: list[Principal] = []
+    for method, text in shown:
+        if isinstance(method, TokenMethod):
+            one = by_token(text, method, request, cache, keys, now_us, findings)
+        else:
+            one = method.prove(text, request, findings, now_us)
+        if not isinstance(one, Principal):
+            return one
+        proved.append(one)
+    principal = proved[0] if len(proved) == 1 else _together(tuple(proved))
+    if composition.step_up is not None:
+        fault = composition.step_up.fault(principal, now_us)
+        if fault is not None:
+            return fault
+    if composition.tenant is not None:
+        tenant = composition.tenant.tenant(request, parameters)
+        if not tenant or principal.tenant != tenant:
+            return Rejected(DenyReason.TENANT_MISMATCH, "the caller's tenant is not the request's")
+    return principal
+
+
+_Shown: TypeAlias = "list[tuple[TokenMethod | Method, str]]"
+
+
+def _one_shown(composition: Composition, request: RequestContext) -> _Shown | Rejected:
+    """The one credential; what the connection shows counts where nothing else is shown."""
+    found: _Shown = []
+    for method in composition.methods:
+        text = method.shown(request)
+        if isinstance(text, Rejected):
+            return text
+        if text is not None:
+            found.append((method, text))
+    if len(found) > 1:
+        return Rejected(DenyReason.CREDENTIAL_REPEATED, f"{len(found)} of the rule's credentials are shown")
+    if found:
+        return found
+    for ambient in composition.ambient:
+        text = ambient.shown(request)
+        if isinstance(text, Rejected):
+            return text
+        if text is not None:
+            return [(ambient, text)]
+    return Rejected(DenyReason.CREDENTIAL_MISSING, "none of the rule's credentials is shown")
+
+
+def _every_shown(composition: Composition, request: RequestContext) -> _Shown | Rejected:
+    found: _Shown = []
+    for number, method in enumerate(composition.methods, 1):
+        text = method.shown(request)
+        if isinstance(text, Rejected):
+            return text
+        if text is None:
+            which = f"credential {number} of {len(composition.methods)}"
+            return Rejected(DenyReason.CREDENTIAL_MISSING, f"{which} of the rule's all_of is not shown")
+        found.append((method, text))
+    return found
+
+
+@lru_cache(maxsize=TOGETHER_KEPT_MAX)
+def _together(proved: tuple[Principal, ...]) -> Principal:
+    """The first, who knows of the others by a claim; kept, so that what is kept of a caller is found again."""
+    first, *others = proved
+    facts: dict[str, Json] = {each.method: {**each.claims, "iss": each.issuer, "sub": each.subject} for each in others}
+    return replace(first, claims={**first.claims, OTHER_CREDENTIALS: facts})

@@ -48,6 +48,8 @@ class DenyReason(enum.Enum):
     TOKEN_EXPIRED = "token_expired"
     TOKEN_NOT_YET_VALID = "token_not_yet_valid"
     TOKEN_BINDING_UNSUPPORTED = "token_binding_unsupported"
+    TOKEN_SCHEME_MISMATCH = "token_scheme_mismatch"
+    TOKEN_UNBOUND = "token_unbound"
     TOKEN_INACTIVE = "token_inactive"
     TOKEN_REVOKED = "token_revoked"
     KEYS_UNAVAILABLE = "keys_unavailable"
@@ -62,6 +64,22 @@ class DenyReason(enum.Enum):
     API_KEY_REVOKED = "api_key_revoked"
     API_KEY_NOT_ALLOWED_HERE = "api_key_not_allowed_here"
     API_KEYS_UNAVAILABLE = "api_keys_unavailable"
+    # who was proved, and how
+    STEP_UP_REQUIRED = "step_up_required"
+    TENANT_MISMATCH = "tenant_mismatch"
+    # proofs of possession (RFC 9449)
+    DPOP_PROOF_MISSING = "dpop_proof_missing"
+    DPOP_PROOF_INVALID = "dpop_proof_invalid"
+    DPOP_PROOF_REPLAYED = "dpop_proof_replayed"
+    DPOP_KEY_MISMATCH = "dpop_key_mismatch"
+    DPOP_NONCE_REQUIRED = "dpop_nonce_required"
+    PROOFS_UNAVAILABLE = "proofs_unavailable"
+    # client certificates (RFC 8705)
+    CERTIFICATE_MISSING = "certificate_missing"
+    CERTIFICATE_MALFORMED = "certificate_malformed"
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    CERTIFICATE_UNTRUSTED = "certificate_untrusted"
+    CERTIFICATE_MISMATCH = "certificate_mismatch"
     # authorization
     SCOPE_INSUFFICIENT = "scope_insufficient"
     ROLE_MISSING = "role_missing"
@@ -77,13 +95,19 @@ class DenyReason(enum.Enum):
 
 
 class Challenge(enum.Enum):
-    """What `WWW-Authenticate` says (RFC 6750 section 3): the value is the `error` code, "" for a bare challenge."""
+    """What `WWW-Authenticate` says: the value is the `error` code, "" for a bare challenge.
+
+    RFC 6750 section 3, and RFC 9449 section 7.1 for those of DPoP.
+    """
 
     NONE = "none"
     BARE = ""
     INVALID_REQUEST = "invalid_request"
     INVALID_TOKEN = "invalid_token"
+    INVALID_DPOP_PROOF = "invalid_dpop_proof"
+    USE_DPOP_NONCE = "use_dpop_nonce"
     INSUFFICIENT_SCOPE = "insufficient_scope"
+    STEP_UP = "insufficient_user_authentication"
     API_KEY = "api_key"
     """A challenge of the scheme `ApiKey`, which has no error codes."""
 
@@ -113,6 +137,12 @@ def _rows() -> dict[DenyReason, ReasonRow]:
 
     def api_key(detail: str) -> ReasonRow:
         return ReasonRow(401, 16, Challenge.API_KEY, "Invalid API key", detail)
+
+    def proof(detail: str, error: Challenge = Challenge.INVALID_DPOP_PROOF) -> ReasonRow:
+        return ReasonRow(401, 16, error, "Invalid proof of possession", detail)
+
+    def certificate(detail: str) -> ReasonRow:
+        return ReasonRow(401, 16, bad_token, "Invalid client certificate", detail)
 
     def unavailable(detail: str) -> ReasonRow:
         return ReasonRow(503, 14, none, "Service unavailable", detail)
@@ -153,6 +183,23 @@ def _rows() -> dict[DenyReason, ReasonRow]:
         r.API_KEY_REVOKED: api_key("The API key was revoked."),
         r.API_KEY_NOT_ALLOWED_HERE: request(403, "The API key may not be used for this request.", 7),
         r.API_KEYS_UNAVAILABLE: unavailable("The API key cannot be verified at the moment."),
+        r.STEP_UP_REQUIRED: ReasonRow(
+            401, 16, Challenge.STEP_UP, "Authentication required", "A stronger or newer authentication is required."
+        ),
+        r.TENANT_MISMATCH: ReasonRow(403, 7, none, "Forbidden", "The caller is not of this tenant."),
+        r.TOKEN_SCHEME_MISMATCH: token("The token was sent under the wrong authentication scheme."),
+        r.TOKEN_UNBOUND: token("A token that is bound to a key is required."),
+        r.DPOP_PROOF_MISSING: proof("A DPoP proof is required."),
+        r.DPOP_PROOF_INVALID: proof("The DPoP proof is not valid."),
+        r.DPOP_PROOF_REPLAYED: proof("The DPoP proof was used before."),
+        r.DPOP_KEY_MISMATCH: ReasonRow(401, 16, bad_token, "Invalid token", "The token is bound to another key."),
+        r.DPOP_NONCE_REQUIRED: proof("The DPoP proof lacks a current nonce.", Challenge.USE_DPOP_NONCE),
+        r.PROOFS_UNAVAILABLE: unavailable("The DPoP proof cannot be verified at the moment."),
+        r.CERTIFICATE_MISSING: certificate("A client certificate is required."),
+        r.CERTIFICATE_MALFORMED: certificate("The client certificate cannot be read."),
+        r.CERTIFICATE_EXPIRED: certificate("The client certificate is not valid at this time."),
+        r.CERTIFICATE_UNTRUSTED: certificate("The client certificate is not accepted here."),
+        r.CERTIFICATE_MISMATCH: certificate("The token is bound to another client certificate."),
         r.SCOPE_INSUFFICIENT: ReasonRow(403, 7, scope, "Forbidden", "The token lacks a required scope."),
         r.ROLE_MISSING: ReasonRow(403, 7, none, "Forbidden", "The caller lacks a required role."),
         r.COST_MALFORMED: request(400, "What the request costs is not stated as a number that is accepted."),

@@ -7,7 +7,8 @@ shell (check.py) fetches what is needed, notes it in the request's `Findings` an
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ class Need(Protocol):
         """Names it in the request's findings; equal for equal needs."""
 
 
-Findings: TypeAlias = dict[Hashable, Any]
+Findings: TypeAlias = Mapping[Hashable, Any]
 """What was fetched for one request, by `Need.key`; a value of None: it was asked for, and could not be had."""
+
+NOTHING_FOUND: Findings = MappingProxyType({})
 
 
 class Method(Protocol):

@@ -17,6 +17,7 @@ from sidecar.core.decision import NO_PARAMETERS
 from sidecar.core.selectors import HeaderSelector
 
 if TYPE_CHECKING:
+    from sidecar.core.authn import Composition
     from sidecar.core.authz import Condition
     from sidecar.core.bindings import LimitBinding
     from sidecar.core.issuer import IssuerPolicy
@@ -98,7 +99,8 @@ class Rule:
     """What applies to a request, everything per-request precomputed.
 
     Attributes:
-        issuers: Accepted issuers by their `iss`; empty exactly when `anonymous`.
+        issuers: Whose bearer tokens are accepted, by their `iss`, where the rule asks for nothing else.
+        composition: What the rule asks for instead; None where it has `issuers` or is anonymous.
         authorize: None: whoever was proved may.
         upstream_headers: What the upstream is told, by lower-case header name.
         identity_headers: Every header name any rule of the policy may set for the upstream, and each one's twin with
@@ -120,6 +122,7 @@ class Rule:
     match: RequestMatch
     anonymous: bool = False
     issuers: Mapping[str, IssuerPolicy] = field(default_factory=dict)
+    composition: Composition | None = None
     authorize: Condition | None = None
     limits: tuple[LimitBinding, ...] = ()
     upstream_headers: tuple[tuple[str, Selector], ...] = ()
@@ -147,8 +150,8 @@ class Rule:
         object.__setattr__(self, "shadows", any(binding.limit.shadow for binding in self.limits))
         warns = any(limit.warn_above is not None for binding in self.limits for limit in binding.limits)
         object.__setattr__(self, "warns", warns)
-        if self.anonymous == bool(self.issuers):
-            raise ValueError(f"rule {self.name!r} must name issuers or be anonymous, not both or neither")
+        if self.anonymous + bool(self.issuers) + (self.composition is not None) != 1:
+            raise ValueError(f"rule {self.name!r} must name issuers, have a composition or be anonymous: one of them")
 
 
 Matched: TypeAlias = "tuple[Rule, PathParameters]"
