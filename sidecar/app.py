@@ -28,6 +28,7 @@ from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
 from sidecar.edges.hot_keys_route import TOP_PATH, hot_keys_route
+from sidecar.edges.internal_tokens import JWKS_PATH, InternalTokenSigner, jwks_route
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.limit_changes import ChangesFollower, LimitChanges
 from sidecar.edges.limiter import Limiter, monotonic_us
@@ -156,6 +157,7 @@ class App:
         self.xds: AdsClient | None = None
         self.cache = TokenCache()
         self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
+        self.internal_tokens = InternalTokenSigner(document.policy.internal_tokens)
         self.redis_latency = LatencyHistogram()
         self.local = LocalStore(share=self.settings.local_share)
         self.health = HealthService()
@@ -348,6 +350,7 @@ class App:
             SAMPLES_PATH: samples_route(self.metrics),
             "/policy": json_route(lambda: masked(self.holder.document)),
             TOP_PATH: hot_keys_route(lambda: self.limiter.hot_keys, monotonic_us),
+            JWKS_PATH: jwks_route(self.internal_tokens, _now_us),
         }
 
     async def _samples(self) -> Sequence[Sample]:
@@ -371,6 +374,7 @@ class App:
             **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
             "redis": Component(True, self._redis_detail()),
+            "internal_tokens": Component(True, self.internal_tokens.detail(_now_us())),
         }
 
     def _redis_detail(self) -> dict[str, object]:
@@ -380,7 +384,9 @@ class App:
 
     def _watched(self) -> list[str]:
         directory = self.holder.document.settings.ratelimit_directory
-        return [str(self._config), *([directory] if directory else [])]
+        internal_tokens = self.holder.policy.internal_tokens
+        keys = internal_tokens.directory if internal_tokens is not None else None
+        return [str(self._config), *(each for each in (directory, keys) if each)]
 
     def _hang_up(self) -> None:
         """SIGHUP: the policy may have changed, and the audit file may have been rotated."""
@@ -398,6 +404,7 @@ class App:
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         self.jwks.replace(document.policy.issuers.values())
+        self.internal_tokens.replace(document.policy.internal_tokens, _now_us())
         rules = document.policy.rules.rules
         self.metrics.decisions.keep_rules([rule.name for rule in rules])
         self.metrics.decisions.keep_limits({binding.limit.name for rule in rules for binding in rule.limits})
@@ -436,6 +443,7 @@ class App:
         sources = [
             metric_sources.token_cache(self.cache),
             metric_sources.jwks(self.jwks),
+            metric_sources.internal_tokens(self.internal_tokens, _now_us),
             metric_sources.redis(self.store, self.redis_latency),
             metric_sources.local_store(self.local),
             metric_sources.limiter(self.limiter),

@@ -6,6 +6,7 @@ text. Here the unused bits of the last character must be zero, as RFC 4648 secti
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from binascii import a2b_base64
 
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -18,6 +19,11 @@ _CANONICAL_LAST = (ALPHABET, b"", b"AQgw", b"AEIMQUYcgkosw048")
 
 class Base64UrlError(ValueError):
     """Not the one spelling of any value. The message names the fault and quotes nothing."""
+
+
+def encode(value: bytes) -> str:
+    """The one spelling of a value."""
+    return urlsafe_b64encode(value).rstrip(b"=").decode("ascii")
 
 
 def decode(text: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar.core.descriptors import RateLimitConfig
+    from sidecar.core.internal_tokens import InternalTokens
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.limits import Limit
     from sidecar.core.rules import RuleTable
@@ -24,6 +25,7 @@ class Policy:
         audit_claims: Names of claims that audit events carry besides the subject.
         held_limits: Limits whose takes are holds that can be settled later, by the id that reservations.py has for
             them.
+        internal_tokens: What upstreams are told in place of credentials; None where the policy has no such section.
     """
 
     generation: int
@@ -32,3 +34,4 @@ class Policy:
     ratelimit: RateLimitConfig
     audit_claims: tuple[str, ...] = ()
     held_limits: Mapping[str, Limit] = field(default_factory=dict)
+    internal_tokens: InternalTokens | None = None

@@ -41,6 +41,7 @@ class Answer:
     status: int
     body: bytes
     content_type: str = JSON
+    cache_control: str = "no-store"
 
 
 Route: TypeAlias = Callable[[Mapping[str, str]], Awaitable[Answer]]
@@ -251,7 +252,7 @@ class _Connection:
         headers = [
             ("Content-Type", answer.content_type),
             ("Content-Length", str(len(answer.body))),
-            ("Cache-Control", "no-store"),
+            ("Cache-Control", answer.cache_control),
         ]
         if answer.status == 405 and request is not None:
             headers.append(("Allow", ", ".join(_names(_methods(self._routes[_path(request)])))))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.token_cache import TokenCache
     from sidecar.edges.ads import AdsStatus
     from sidecar.edges.audit_sink import AuditSink
+    from sidecar.edges.internal_tokens import InternalTokenSigner
     from sidecar.edges.jwks import JwksEngine
     from sidecar.edges.limiter import Limiter
     from sidecar.edges.local_store import LocalStore
@@ -37,6 +38,16 @@ def token_cache(cache: TokenCache) -> Source:
         Sample("sidecar_token_cache_evictions_total", (), cache.evictions),
         Sample("sidecar_token_cache_entries", (), len(cache)),
         Sample("sidecar_token_cache_bytes", (), cache.size_bytes),
+    ]
+
+
+def internal_tokens(signer: InternalTokenSigner, now_us: Callable[[], int]) -> Source:
+    """Signatures and kept tokens, and the age of the key."""
+    return lambda: [
+        Sample("sidecar_internal_tokens_signed_total", (), signer.signed),
+        Sample("sidecar_internal_tokens_reused_total", (), signer.hits),
+        Sample("sidecar_internal_tokens_kept", (), len(signer)),
+        Sample("sidecar_internal_key_age_seconds", (), signer.signing_for_s(now_us())),
     ]
 
 

@@ -81,6 +81,21 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         ("issuer",),
         "Requests with an unknown key that caused no fetch: the key was just looked for, or the ration is used up.",
     ),
+    MetricRow("sidecar_internal_tokens_signed_total", _C, (), "Internal tokens that were signed."),
+    MetricRow(
+        "sidecar_internal_tokens_reused_total",
+        _C,
+        (),
+        "Uses of internal tokens that had been signed for the same caller.",
+    ),
+    MetricRow("sidecar_internal_tokens_kept", _G, (), "Internal tokens that are kept for callers that come again."),
+    MetricRow(
+        "sidecar_internal_key_age_seconds",
+        _G,
+        (),
+        "For how long the key that signs internal tokens has been the one.",
+        Merge.MAX,
+    ),
     MetricRow("sidecar_redis_latency_seconds", _H, (), "From sending a limit decision to Redis to its reply."),
     MetricRow("sidecar_redis_failures_total", _C, ("kind",), "Limit decisions that Redis did not make, by kind."),
     MetricRow(

@@ -16,6 +16,7 @@ import msgspec
 from sidecar.edges.admin import Answer, Component, Route, json_answer, live_route, ready_answer
 from sidecar.edges.admin_client import AdminSilentError, get, get_json
 from sidecar.edges.hot_keys_route import TOP_PATH, merged_hot_keys
+from sidecar.edges.internal_tokens import JWKS_PATH, jwks_answer
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
 from sidecar.edges.metrics_table import ROWS, Kind, Merge
@@ -82,6 +83,7 @@ class WorkerScrape:
             "/metrics": metrics_route(self.samples),
             "/policy": self._policy,
             TOP_PATH: self._hot_keys,
+            JWKS_PATH: self._jwks,
         }
 
     def retire(self, worker: WorkerView) -> None:
@@ -132,9 +134,17 @@ class WorkerScrape:
         return json_answer(merged_hot_keys(each for each in answers if not isinstance(each, BaseException)))
 
     async def _policy(self, _headers: Mapping[str, str]) -> Answer:
+        return await self._first_answer("/policy")
+
+    async def _jwks(self, _headers: Mapping[str, str]) -> Answer:
+        """The keys of whichever worker answers: all read the same files."""
+        answer = await self._first_answer(JWKS_PATH)
+        return jwks_answer(msgspec.json.decode(answer.body)) if answer.status == 200 else answer
+
+    async def _first_answer(self, path: str) -> Answer:
         for worker in self._workers:
             with contextlib.suppress(AdminSilentError):
-                status, body = await get(UnixAddress(worker.socket_path), "/policy")
+                status, body = await get(UnixAddress(worker.socket_path), path)
                 return Answer(status, body)
         return json_answer({"error": "no worker answers"}, 503)
 

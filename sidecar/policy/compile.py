@@ -21,6 +21,7 @@ from sidecar.policy.compile_rules import RuleCompiler
 from sidecar.policy.compile_settings import compile_settings
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.files import Files
+from sidecar.policy.internal_tokens_section import compile_internal_tokens
 from sidecar.policy.ratelimit_section import compile_ratelimit
 from sidecar.policy.references import check_references
 from sidecar.policy.validate import validate
@@ -79,6 +80,7 @@ def compile_source(
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, issuers, limits).table()
     ratelimit = compile_ratelimit(validated, files, resources)
+    internal_tokens = compile_internal_tokens(validated, files)
     if validated.faults:
         raise PolicyError(validated.faults)
     policy = Policy(
@@ -88,6 +90,7 @@ def compile_source(
         ratelimit=ratelimit,
         audit_claims=tuple(document.audit.claims),
         held_limits=held_limits(limits),
+        internal_tokens=internal_tokens,
     )
     return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode(), limits)
 

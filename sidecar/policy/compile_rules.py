@@ -76,6 +76,8 @@ class RuleCompiler:
         names = [name for section in sections for name in section.headers]
         if any(limit.warn_at is not None for limit in document.limits.values()):
             names.append(WARNING_HEADER)
+        if document.internal_tokens is not None and document.internal_tokens.header.lower() != "authorization":
+            names.append(document.internal_tokens.header)
         self._identity_headers = identity_headers(names)
 
     def table(self) -> RuleTable:

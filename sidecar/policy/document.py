@@ -27,6 +27,7 @@ from sidecar.policy.fields import (
     Text,
     UpstreamHeaderName,
 )
+from sidecar.policy.internal_tokens_section import InternalTokensSection
 from sidecar.policy.limit_sections import AnswersSection, ClaimPath, LimitSection, Selector
 from sidecar.policy.model import BY_KIND, MAPPING, TEXT, Choice, FailureChoice, Model
 from sidecar.policy.ratelimit_section import RateLimitSection
@@ -299,6 +300,17 @@ class Document(Model):
         [],
         description="What applies to which request. The most specific match applies; no match is a denial.",
         examples=[[{"name": "public", "match": {"path": {"prefix": "/public"}}, "anonymous": True}]],
+    )
+    internal_tokens: InternalTokensSection | None = Field(
+        None,
+        description="JWTs that the sidecar signs for upstreams, in place of the credentials that callers show.",
+        examples=[
+            {
+                "issuer": "https://sidecar.shop.internal",
+                "audiences": ["shop-upstreams"],
+                "keys": "internal-keys",
+            }
+        ],
     )
     ratelimit: RateLimitSection | None = Field(
         None,
