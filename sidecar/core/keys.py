@@ -7,6 +7,7 @@ was not made for. Keys that fall short are left out of the set, each with its re
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,17 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sidecar.core import base64url
-from sidecar.core.issuer import ALGORITHMS
+from sidecar.core.issuer import ALGORITHMS, JWKS_BYTES_MAX, KEYS_MAX, SYMMETRIC
 from sidecar.core.strict_json import JsonError, read_object
 
 if TYPE_CHECKING:
     from sidecar.core.principal import Json
 
-KEYS_MAX = 100
-"""Keys in one set; a set with more is refused whole."""
-
 KID_CHARS_MAX = 256
-JWKS_BYTES_MAX = 512 * 1024
 JWKS_VALUES_MAX = 16 * 1024
 """As `strict_json.VALUES_MAX`: certificates and what else some issuers add to their keys included."""
 
@@ -52,6 +49,10 @@ class KeySetError(ValueError):
 
 class _UnusableKeyError(ValueError):
     """One key of a set is left out, for this reason."""
+
+
+class _ExposedKeyError(_UnusableKeyError):
+    """The same, since it holds a secret."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,11 +77,13 @@ class DroppedKey:
     Attributes:
         position: Which one, from 0.
         kid: As far as it is a string, at most `KID_CHARS_MAX` characters of it.
+        exposed: It holds what must never be published: whoever has read the document can sign.
     """
 
     position: int
     kid: str
     reason: str
+    exposed: bool = False
 
 
 class KeySet:
@@ -119,6 +122,12 @@ class KeySet:
         fitting = self._fitting.get(algorithm, ())
         return fitting[0] if len(fitting) == 1 else None
 
+    @property
+    def listed(self) -> list[tuple[str | None, str]]:
+        """Every use of every key: its `kid` and its algorithm, in order."""
+        uses = [(key.kid, key.algorithm) for fitting in self._fitting.values() for key in fitting]
+        return sorted(uses, key=lambda use: (use[0] or "", use[1]))
+
     def publishes(self, key: VerificationKey) -> bool:
         """Whether this set holds the very same key, under the same `kid` and for the same algorithm."""
         fitting = self._fitting.get(key.algorithm, ())
@@ -128,30 +137,31 @@ class KeySet:
         return f"KeySet({self.count} keys, {len(self.dropped)} dropped, {self.fingerprint.hex()[:12]})"
 
 
-def parse_jwks(body: bytes) -> KeySet:
+def parse_jwks(
+    body: bytes, *, keys_max: int = KEYS_MAX, bytes_max: int = JWKS_BYTES_MAX, symmetric: bool = False
+) -> KeySet:
     """The usable keys of a JWKS document (RFC 7517 section 5).
+
+    Args:
+        body: The document.
+        keys_max: The most keys that it may hold.
+        bytes_max: The most bytes that it may have.
+        symmetric: Its keys are secrets that sign and verify (`oct`): those alone are used. Without it, they never are.
 
     Raises:
         KeySetError: It is too large, is not such a document, or holds nothing usable.
     """
-    if len(body) > JWKS_BYTES_MAX:
-        raise KeySetError(f"the document is larger than {JWKS_BYTES_MAX} bytes")
-    try:
-        document = read_object(body, JWKS_VALUES_MAX)
-    except JsonError as error:
-        raise KeySetError(f"the document {error}") from None
-    entries = document.get("keys")
-    if not isinstance(entries, list):
-        raise KeySetError('the document has no array "keys"')
-    if len(entries) > KEYS_MAX:
-        raise KeySetError(f"the document has more than {KEYS_MAX} keys")
+    entries = _entries(body, bytes_max)
+    if len(entries) > keys_max:
+        raise KeySetError(f"the document has more than {keys_max} keys")
     found: list[tuple[int, tuple[VerificationKey, ...]]] = []
     dropped: list[DroppedKey] = []
     for position, jwk in enumerate(entries):
         try:
-            found.append((position, _uses(jwk)))
+            found.append((position, _uses(jwk, symmetric=symmetric)))
         except _UnusableKeyError as error:
-            dropped.append(DroppedKey(position, _shown_kid(jwk), str(error)))
+            exposed = isinstance(error, _ExposedKeyError)
+            dropped.append(DroppedKey(position, _shown_kid(jwk), str(error), exposed))
     keys = _without_ambiguous(found, dropped)
     if not keys:
         reasons = sorted({key.reason for key in dropped})
@@ -159,20 +169,24 @@ def parse_jwks(body: bytes) -> KeySet:
     return KeySet(keys, tuple(sorted(dropped, key=lambda key: key.position)))
 
 
-def parse_jwk(jwk: Json, algorithm: str) -> VerificationKey:
-    """One public key in its use for `algorithm`, such as the one that a DPoP proof brings along.
+def usable_part(body: bytes, keys: KeySet) -> list[Json]:
+    """What of a document became `keys`, as it was published: what can be kept without keeping anyone's secret."""
+    left_out = {key.position for key in keys.dropped}
+    entries = _entries(body, len(body))
+    return [jwk for position, jwk in enumerate(entries) if position not in left_out]
 
-    Raises:
-        KeySetError: It is not a public key, is weak, or is not for this algorithm.
-    """
+
+def _entries(body: bytes, bytes_max: int) -> list[Json]:
+    if len(body) > bytes_max:
+        raise KeySetError(f"the document is larger than {bytes_max} bytes")
     try:
-        uses = _uses(jwk)
-    except _UnusableKeyError as error:
-        raise KeySetError(f"the key {error}") from None
-    for key in uses:
-        if key.algorithm == algorithm:
-            return key
-    raise KeySetError("the key does not fit alg")
+        document = read_object(body, JWKS_VALUES_MAX)
+    except JsonError as error:
+        raise KeySetError(f"the document {error}") from None
+    entries = document.get("keys")
+    if not isinstance(entries, list):
+        raise KeySetError('the document has no array "keys"')
+    return entries
 
 
 def _without_ambiguous(
@@ -205,17 +219,11 @@ def _fingerprint(keys: list[tuple[VerificationKey, ...]]) -> bytes:
     return sha256(json.dumps(rows).encode()).digest()
 
 
-def _uses(jwk: Json) -> tuple[VerificationKey, ...]:
+def _uses(jwk: Json, *, symmetric: bool) -> tuple[VerificationKey, ...]:
     """One key in each of its permitted uses; at least one."""
     if not isinstance(jwk, dict):
         raise _UnusableKeyError("is not an object")
-    kty = jwk.get("kty")
-    if kty == "oct":
-        raise _UnusableKeyError("is a symmetric key in a public set")
-    if not isinstance(kty, str) or kty not in _READERS:
-        raise _UnusableKeyError(f"kty is not one of {', '.join(sorted(_READERS))}")
-    if _PRIVATE_MEMBERS & jwk.keys():
-        raise _UnusableKeyError("holds private parts: it is compromised")
+    read = _reader(jwk, symmetric=symmetric)
     kid = jwk.get("kid")
     if kid is not None and not (isinstance(kid, str) and 0 < len(kid) <= KID_CHARS_MAX):
         raise _UnusableKeyError(f"kid is not a string of 1 to {KID_CHARS_MAX} characters")
@@ -225,9 +233,10 @@ def _uses(jwk: Json) -> tuple[VerificationKey, ...]:
     if not isinstance(operations, list) or "verify" not in operations:
         raise _UnusableKeyError("key_ops does not contain verify")
     wanted = jwk.get("alg")
-    if wanted is not None and not (isinstance(wanted, str) and wanted in ALGORITHMS):
+    supported = SYMMETRIC if symmetric else ALGORITHMS
+    if wanted is not None and not (isinstance(wanted, str) and wanted in supported):
         raise _UnusableKeyError("alg is not a supported signature algorithm")
-    verifiers, thumbprint = _READERS[kty](jwk)
+    verifiers, thumbprint = read(jwk)
     if wanted is not None and wanted not in verifiers:
         raise _UnusableKeyError("alg does not fit kty and crv")
     return tuple(
@@ -235,6 +244,20 @@ def _uses(jwk: Json) -> tuple[VerificationKey, ...]:
         for algorithm, verify in verifiers.items()
         if wanted is None or algorithm == wanted
     )
+
+
+def _reader(jwk: Mapping[str, Json], *, symmetric: bool) -> Callable[[Mapping[str, Json]], _Read]:
+    """What reads keys of this type, where a key of this type may be in this set at all."""
+    kty = jwk.get("kty")
+    if symmetric and kty != "oct":
+        raise _UnusableKeyError("kty is not oct, in a set of symmetric keys")
+    if kty == "oct" and not symmetric:
+        raise _ExposedKeyError("is a symmetric key in a public set")
+    if not isinstance(kty, str) or kty not in _READERS:
+        raise _UnusableKeyError(f"kty is not one of {', '.join(sorted(_READERS.keys() - {'oct'}))}")
+    if _PRIVATE_MEMBERS & jwk.keys():
+        raise _ExposedKeyError("holds private parts: it is compromised")
+    return _READERS[kty]
 
 
 _Read: TypeAlias = tuple[Mapping[str, Verify], bytes]
@@ -288,10 +311,29 @@ def _read_okp(jwk: Mapping[str, Json]) -> _Read:
         key = Ed25519PublicKey.from_public_bytes(x)
     except (ValueError, UnsupportedAlgorithm):
         raise _UnusableKeyError("is not an Ed25519 key") from None
-    return {"EdDSA": _eddsa_verifier(key)}, _thumbprint({"crv": "Ed25519", "kty": "OKP", "x": _text(jwk, "x")})
+    verify = _eddsa_verifier(key)
+    thumbprint = _thumbprint({"crv": "Ed25519", "kty": "OKP", "x": _text(jwk, "x")})
+    return {"EdDSA": verify, "Ed25519": verify}, thumbprint
 
 
-_READERS: dict[str, Callable[[Mapping[str, Json]], _Read]] = {"RSA": _read_rsa, "EC": _read_ec, "OKP": _read_okp}
+def _read_oct(jwk: Mapping[str, Json]) -> _Read:
+    """A secret serves the one algorithm that it says, and is at least as long as its hash (RFC 7518 section 3.2)."""
+    algorithm = jwk.get("alg")
+    if not isinstance(algorithm, str):
+        raise _UnusableKeyError("alg is missing, which a symmetric key must have")
+    hash_name, length_min = _HMAC_HASHES[algorithm]
+    secret = _bytes(jwk, "k")
+    if len(secret) < length_min:
+        raise _UnusableKeyError(f"k is shorter than the {length_min} bytes that {algorithm} needs")
+    return {algorithm: _hmac_verifier(secret, hash_name)}, _thumbprint({"k": _text(jwk, "k"), "kty": "oct"})
+
+
+_READERS: dict[str, Callable[[Mapping[str, Json]], _Read]] = {
+    "RSA": _read_rsa,
+    "EC": _read_ec,
+    "OKP": _read_okp,
+    "oct": _read_oct,
+}
 
 
 def _text(jwk: Mapping[str, Json], member: str) -> str:
@@ -324,6 +366,19 @@ def _thumbprint(members: dict[str, str]) -> bytes:
 _ROCA_PRIMES = (11, 13, 17, 19, 37, 53, 61, 71, 73, 79, 97, 103, 107, 109, 127, 151, 157)
 _ROCA_RESIDUES = {prime: frozenset(pow(65537, power, prime) for power in range(prime)) for prime in _ROCA_PRIMES}
 """The flawed library made primes that are powers of 65537 modulo many small primes, and so are their products."""
+
+_HMAC_HASHES = {"HS256": ("sha256", 32), "HS384": ("sha384", 48), "HS512": ("sha512", 64)}
+"""With the bytes of the digest, and of the shortest key."""
+
+
+def _hmac_verifier(secret: bytes, hash_name: str) -> Verify:
+    """RFC 7518 section 3.2, compared in constant time (CVE-2016-7036)."""
+
+    def verify(signature: bytes, signing_input: bytes) -> bool:
+        return hmac.compare_digest(hmac.digest(secret, signing_input, hash_name), signature)
+
+    return verify
+
 
 _RSA_HASHES: dict[str, hashes.HashAlgorithm] = {
     "RS256": hashes.SHA256(),
@@ -379,6 +434,13 @@ _CURVES: dict[str, _Curve] = {
         48,
         0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
     ),
+    "secp256k1": _Curve(
+        "ES256K",
+        ec.SECP256K1(),
+        hashes.SHA256(),
+        32,
+        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+    ),
     "P-521": _Curve(
         "ES512",
         ec.SECP521R1(),
@@ -390,7 +452,7 @@ _CURVES: dict[str, _Curve] = {
 
 
 def _ecdsa_verifier(key: ec.EllipticCurvePublicKey, curve: _Curve) -> Verify:
-    """RFC 7518 section 3.4: r and s side by side, each as long as the order, each from 1 to the order less 1."""
+    """The numbers r and s side by side, as long as the order, and less than it (RFC 7518 section 3.4, RFC 8812)."""
     half, order = (curve.order.bit_length() + 7) // 8, curve.order
     scheme = ec.ECDSA(curve.hash)
 
@@ -427,7 +489,7 @@ _ED25519_SMALL_ORDER_Y = frozenset(
 
 
 def _eddsa_verifier(key: Ed25519PublicKey) -> Verify:
-    """RFC 8037 section 3.1."""
+    """RFC 8037 section 3.1; `Ed25519` is the same under a name that says so (RFC 9864 section 2.2)."""
 
     def verify(signature: bytes, signing_input: bytes) -> bool:
         if len(signature) != 64:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from sidecar.core import base64url
 from sidecar.core.claims import Rejected, believe, still_valid
 from sidecar.core.decision import DenyReason
-from sidecar.core.issuer import ALGORITHMS, TOKEN_BYTES_MAX
+from sidecar.core.issuer import SUPPORTED, TOKEN_BYTES_MAX
 from sidecar.core.keys import KID_CHARS_MAX
 from sidecar.core.strict_json import JsonError, read_object
 
@@ -50,10 +50,15 @@ _REFUSED_MEMBERS = {
     "b64": "unencoded payloads are not accepted (RFC 7797)",
     "enc": "encrypted tokens are not accepted (RFC 7516)",
     "zip": "compressed tokens are not accepted",
+}
+"""Members of a header that nobody's policy makes acceptable."""
+
+_KEY_POINTERS = {
     "jku": "a token cannot say where its key is",
     "jwk": "a token cannot bring its key along",
     "x5u": "a token cannot say where its certificate is",
 }
+"""Never followed and never believed (RFC 8725 section 3.10); whether they are refused is the profile's choice."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -64,6 +69,7 @@ class UnverifiedToken:
         text: As sent; the key of the token cache.
         unverified_issuer: `iss`, a non-empty string: says whose keys could vouch for the token.
         unverified_type: `typ` in lower case without `application/` (RFC 7515 section 4.1.9), "" where it is absent.
+        unverified_key_pointer: Of `jku`, `jwk` and `x5u` the first that the header has, "" without them.
         signing_input: What the signature signs.
     """
 
@@ -73,6 +79,7 @@ class UnverifiedToken:
     unverified_alg: str
     unverified_kid: str | None
     unverified_type: str
+    unverified_key_pointer: str
     signing_input: bytes
     signature: bytes
 
@@ -115,6 +122,7 @@ def parse(text: str, bytes_max: int = TOKEN_BYTES_MAX) -> UnverifiedToken | Reje
         unverified_alg=cast("str", header["alg"]),
         unverified_kid=cast("str | None", header.get("kid")),
         unverified_type=media_type(cast("str", header.get("typ", ""))),
+        unverified_key_pointer=_first_of(_KEY_POINTERS, header),
         signing_input=b"%b.%b" % (header_segment, payload_segment),
         signature=signature,
     )
@@ -150,12 +158,12 @@ def read_segment(segment: bytes, part: str) -> dict[str, Json] | Rejected:
 
 def _header_fault(header: dict[str, Json]) -> Rejected | None:
     """What no issuer's policy could make acceptable. None: alg, kid, typ and cty have their types."""
-    if not _REFUSED_MEMBERS.keys().isdisjoint(header):
-        name = next(name for name in _REFUSED_MEMBERS if name in header)
-        return Rejected(_HEADER, f"{name} is present: {_REFUSED_MEMBERS[name]}")
+    refused = _first_of(_REFUSED_MEMBERS, header)
+    if refused:
+        return Rejected(_HEADER, f"{refused} is present: {_REFUSED_MEMBERS[refused]}")
     alg = header.get("alg")
-    if not isinstance(alg, str) or alg not in ALGORITHMS:
-        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, f"alg is not one of {', '.join(sorted(ALGORITHMS))}")
+    if not isinstance(alg, str) or alg not in SUPPORTED:
+        return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, f"alg is not one of {', '.join(sorted(SUPPORTED))}")
     kid = header.get("kid")
     if "kid" in header and not (isinstance(kid, str) and 0 < len(kid) <= KID_CHARS_MAX):
         return Rejected(_HEADER, f"kid is not a string of 1 to {KID_CHARS_MAX} characters")
@@ -166,6 +174,11 @@ def _header_fault(header: dict[str, Json]) -> Rejected | None:
         if not isinstance(content, str) or content.lower().endswith("jwt"):
             return Rejected(_HEADER, "cty is not a string, or says that the payload is another token")
     return None
+
+
+def _first_of(members: dict[str, str], header: dict[str, Json]) -> str:
+    """The first of these members that a header has, "" without any."""
+    return "" if members.keys().isdisjoint(header) else next(name for name in members if name in header)
 
 
 def media_type(typ: str) -> str:
@@ -179,6 +192,9 @@ def verify(token: UnverifiedToken, issuer: IssuerPolicy, keys: KeySet, now_us: i
     """Who the token proves at `now_us`, to someone who trusts this issuer and these keys of its."""
     if token.unverified_issuer != issuer.issuer:
         return Rejected(DenyReason.TOKEN_ISSUER_UNKNOWN, "iss is another issuer")
+    pointer = token.unverified_key_pointer
+    if pointer and issuer.profile.refuses_key_pointers:
+        return Rejected(_HEADER, f"{pointer} is present: {_KEY_POINTERS[pointer]}")
     alg, kid = token.unverified_alg, token.unverified_kid
     if alg not in issuer.algorithms:
         return Rejected(DenyReason.TOKEN_ALGORITHM_REFUSED, f"alg is not one of {', '.join(sorted(issuer.algorithms))}")

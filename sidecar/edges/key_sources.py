@@ -7,8 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.issuer import JwksFile, JwksUrl, OidcDiscovery
-from sidecar.core.keys import JWKS_BYTES_MAX
+from sidecar.core.issuer import JWKS_BYTES_MAX, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.strict_json import JsonError, read_object
 from sidecar.edges.http_client import FetchError
 

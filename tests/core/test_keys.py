@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import math
 from typing import Any
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import base64url
-from sidecar.core.issuer import ALGORITHMS
-from sidecar.core.keys import JWKS_BYTES_MAX, KEYS_MAX, KID_CHARS_MAX, KeySet, KeySetError, parse_jwks
+from sidecar.core.issuer import ALGORITHMS, JWKS_BYTES_MAX, KEYS_MAX
+from sidecar.core.keys import KID_CHARS_MAX, KeySet, KeySetError, parse_jwks, usable_part
 from tests.support.tokens import SigningKey, b64, b64_integer, jwks, make_key
 
 GOOD = make_key("ES256", kid="good")
@@ -100,7 +101,9 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
     "RSA n number": (RSA | {"n": 5}, "n is missing"),
     "RSA n empty": (RSA | {"n": ""}, "n is missing"),
     "EC no crv": (without(EC, "crv"), "crv"),
-    "EC secp256k1": (EC | {"crv": "secp256k1", "alg": "ES256"}, "crv"),
+    "EC P-256 point called secp256k1": (EC | {"crv": "secp256k1", "alg": "ES256"}, "not on its curve"),
+    "EC secp256k1 for ES256": (make_key("ES256K").jwk | {"alg": "ES256"}, "does not fit"),
+    "EC P-192": (EC | {"crv": "P-192", "alg": "ES256"}, "crv"),
     "EC crv object": (EC | {"crv": {}}, "crv"),
     "EC another curve's name": (EC | {"crv": "P-384"}, "48 bytes"),
     "EC x short": (EC | {"x": b64(bytes(31))}, "32 bytes"),
@@ -170,7 +173,10 @@ USES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "P-256": (without(EC, "alg"), {"ES256"}),
     "P-384": (without(make_key("ES384").jwk, "alg"), {"ES384"}),
     "P-521": (without(make_key("ES512").jwk, "alg"), {"ES512"}),
-    "Ed25519": (without(ED, "alg"), {"EdDSA"}),
+    "Ed25519": (without(ED, "alg"), {"EdDSA", "Ed25519"}),
+    "Ed25519 under its own name (RFC 9864)": (ED | {"alg": "Ed25519"}, {"Ed25519"}),
+    "Ed25519 under the name of its family": (ED, {"EdDSA"}),
+    "secp256k1 (RFC 8812)": (without(make_key("ES256K").jwk, "alg"), {"ES256K"}),
     "no use": (without(EC, "use"), {"ES256"}),
     "key_ops verify": (EC | {"key_ops": ["verify", "sign"]}, {"ES256"}),
     "extra members": (EC | {"x5c": ["MII"], "x5t": "x", "nbf": 1}, {"ES256"}),
@@ -183,6 +189,75 @@ def test_a_key_is_found_only_for_what_it_may_verify(jwk: dict[str, Any], algorit
     keys = parse_jwks(jwks(jwk))
     assert {name for name in [*ALGORITHMS, "HS256", "none"] if keys.find("k1", name) is not None} == algorithms
     assert {name for name in ALGORITHMS if keys.find(None, name) is not None} == algorithms
+
+
+SECRET = bytes(range(64))
+OCT = {"kty": "oct", "k": b64(SECRET), "alg": "HS512", "kid": "k1"}
+NO_SECRETS: dict[str, tuple[dict[str, Any], str]] = {
+    "HS256 one byte short": (OCT | {"alg": "HS256", "k": b64(SECRET[:31])}, "shorter than the 32 bytes"),
+    "HS384 one byte short": (OCT | {"alg": "HS384", "k": b64(SECRET[:47])}, "shorter than the 48 bytes"),
+    "HS512 one byte short": (OCT | {"alg": "HS512", "k": b64(SECRET[:63])}, "shorter than the 64 bytes"),
+    "k empty": (OCT | {"k": ""}, "k is missing"),
+    "k absent": (without(OCT, "k"), "k is missing"),
+    "alg absent": (without(OCT, "alg"), "alg is missing"),
+    "alg RS256": (OCT | {"alg": "RS256"}, "not a supported"),
+    "alg none": (OCT | {"alg": "none"}, "not a supported"),
+    "use enc": (OCT | {"use": "enc"}, "use is not sig"),
+    "key_ops sign": (OCT | {"key_ops": ["sign"]}, "key_ops"),
+    "RSA (CVE-2017-11424)": (RSA, "kty is not oct"),
+    "RSA with a secret of its own": (RSA | {"k": b64(SECRET), "alg": "HS256"}, "kty is not oct"),
+}
+
+
+@pytest.mark.parametrize(("jwk", "why"), NO_SECRETS.values(), ids=NO_SECRETS.keys())
+def test_symmetric_keys_that_are_none(jwk: dict[str, Any], why: str) -> None:
+    """RFC 7518 section 3.2: as long as the hash or longer, and for the one algorithm that it says."""
+    good = OCT | {"kid": "good"}
+    keys = parse_jwks(jwks(jwk, good), symmetric=True)
+    assert keys.listed == [("good", "HS512")]
+    assert why in keys.dropped[0].reason
+
+
+@pytest.mark.parametrize(("alg", "length"), [("HS256", 32), ("HS384", 48), ("HS512", 64)])
+def test_a_symmetric_key_serves_its_algorithm_alone(alg: str, length: int) -> None:
+    """From exactly the hash's length on; and no part of a signature is enough."""
+    secret = SECRET[:length]
+    keys = parse_jwks(jwks(OCT | {"alg": alg, "k": b64(secret)}), symmetric=True)
+    assert keys.listed == [("k1", alg)]
+    key = keys.find("k1", alg)
+    assert key is not None
+    signature = hmac.digest(secret, b"signed", f"sha{alg[2:]}")
+    assert key.verify(signature, b"signed")
+    for wrong in (signature[:-1], signature + b"\0", b"", bytes(length), signature[:-1] + bytes([signature[-1] ^ 1])):
+        assert not key.verify(wrong, b"signed")
+    assert not key.verify(signature, b"Signed")
+
+
+def test_exposed_keys_are_marked() -> None:
+    """Private parts and secrets in a public set are worse than useless: who published them must hear of it."""
+    dropped = parse_jwks(jwks(GOOD, EC | {"d": "AQAB"}, OCT, RSA | {"use": "enc"})).dropped
+    assert [key.exposed for key in dropped] == [True, True, False]
+
+
+def test_what_is_kept_of_a_document_is_what_is_used() -> None:
+    """No secret and no unusable key is in the part that may be written to a file, and it makes the same set."""
+    body = jwks(GOOD, EC | {"d": "AQAB"}, OCT, RSA)
+    keys = parse_jwks(body)
+    kept = usable_part(body, keys)
+    assert kept == [GOOD.jwk, RSA]
+    assert parse_jwks(jwks(*kept)).fingerprint == keys.fingerprint  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_limits_of_a_policy(more: int) -> None:
+    """N keys and N bytes are read, one more is not."""
+    body = jwks(GOOD, *[make_key("ES256", kid=f"k{number}") for number in range(1 + more)])
+    for limits in ({"keys_max": 2}, {"bytes_max": len(body) - more}):
+        if more:
+            with pytest.raises(KeySetError):
+                parse_jwks(body, **limits)
+        else:
+            assert parse_jwks(body, **limits).count == 2
 
 
 def test_kids_that_two_keys_share() -> None:

@@ -8,20 +8,22 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import pytest_asyncio
 
 from sidecar.core import token
-from sidecar.core.issuer import IssuerPolicy, JwksFile, JwksUrl, OidcDiscovery
-from sidecar.core.keys import KEYS_MAX, KeySet
+from sidecar.core.issuer import KEYS_MAX, IssuerPolicy, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import jwks as engine_module
 from sidecar.edges.http_client import BODY_BYTES_MAX
 from sidecar.edges.jwks import IssuerKeys, JwksEngine, JwksTimings
 from tests.support.issuer import Behaviour, Issuer, drips, hangs, response, sends
 from tests.support.tokens import NOW_US, issuer_policy, jwks, make_key
+
+if TYPE_CHECKING:
+    from sidecar.core.keys import KeySet
 
 FAST = JwksTimings(refresh_s_min=0.02, retry_s_min=0.01, retry_s_max=0.02)
 RARE = JwksTimings(refresh_s_min=3600, retry_s_min=3600, retry_s_max=3600)

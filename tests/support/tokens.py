@@ -22,8 +22,9 @@ NOW_S = 1_800_000_000
 NOW_US = NOW_S * 1_000_000
 
 _HASHES = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
-_CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
-_CURVE_NAMES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
+_CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1(), "ES256K": ec.SECP256K1()}
+_CURVE_NAMES = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521", "ES256K": "secp256k1"}
+_EDWARDS = ("EdDSA", "Ed25519")
 
 
 def b64(data: bytes) -> str:
@@ -64,9 +65,9 @@ class SigningKey:
 
     def sign(self, signing_input: bytes) -> bytes:
         """The signature in JWS form (RFC 7518 section 3)."""
-        if self.alg == "EdDSA":
+        if self.alg in _EDWARDS:
             return self.private.sign(signing_input)
-        digest = _HASHES[self.alg[2:]]
+        digest = _HASHES[self.alg[2:5]]
         if self.alg.startswith("ES"):
             r, s = decode_dss_signature(self.private.sign(signing_input, ec.ECDSA(digest)))
             length = (self.private.curve.key_size + 7) // 8
@@ -98,7 +99,7 @@ def rsa_private(bits: int = 2048, number: int = 0) -> rsa.RSAPrivateKey:
 def make_key(alg: str = "ES256", kid: str | None = "k1", number: int = 0) -> SigningKey:
     if alg in _CURVES:
         return SigningKey(alg, _shared_ec(alg, number), kid)
-    return SigningKey(alg, _shared_ed25519(number) if alg == "EdDSA" else rsa_private(2048, number), kid)
+    return SigningKey(alg, _shared_ed25519(number) if alg in _EDWARDS else rsa_private(2048, number), kid)
 
 
 @cache
