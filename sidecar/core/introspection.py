@@ -20,13 +20,14 @@ from json import dumps
 from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.core.claims import Rejected, believe, still_valid, valid_within_us
-from sidecar.core.credentials import bearer_token
+from sidecar.core.credentials import HeaderPlace
 from sidecar.core.decision import DenyReason
 from sidecar.core.principal import Principal
 from sidecar.core.strict_json import JsonError, read_object
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
+    from sidecar.core.credentials import Place
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.methods import Findings
     from sidecar.core.principal import Json
@@ -35,7 +36,12 @@ ANSWER_BYTES_MAX = 64 * 1024
 """Of an answer's body; real ones have less than 2 KiB."""
 
 ACTIVE_ENTRIES_MAX = 10_000
-"""Active tokens that are remembered; about 4 KiB each for usual answers."""
+ACTIVE_BYTES_MAX = 32 * 1024 * 1024
+"""Active tokens that are remembered, and the memory for them: about 3 KiB each for usual answers."""
+
+_ENTRY_BYTES = 1_500
+_BYTES_PER_ANSWER_BYTE = 3
+"""As in token_cache.py."""
 
 REFUSED_ENTRIES_MAX = 4_096
 """Inactive tokens that are remembered: in a place of their own, since whoever sends garbage chooses what fills it."""
@@ -43,6 +49,9 @@ REFUSED_ENTRIES_MAX = 4_096
 _US_PER_S = 1_000_000
 _CLOCK_SLACK_US = _US_PER_S
 """A Check may have begun a little before the answer that it finds was noted; more is a clock that was set back."""
+
+BEARER = HeaderPlace("authorization", ("bearer",))
+"""Where bearer tokens are, unless a rule says otherwise (RFC 6750 section 2.1)."""
 
 _B64TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _TOKEN_TYPES = frozenset({"bearer", "dpop", "access_token"})
@@ -150,12 +159,12 @@ class Unanswered:
 
     Attributes:
         detail: For the operator; holds nothing of the token.
-        overload: Not asked because too much is asked already. Never Envoy's to decide: whoever sends many unknown
-            tokens brings it about.
+        outage: The endpoint fails as such, whatever it is asked: only then does the policy's choice of `error` hold.
+            What callers can bring about by what they send - a strange token, or too many - is always denied.
     """
 
     detail: str
-    overload: bool = False
+    outage: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,17 +175,26 @@ class Answer:
         proved: Whom it describes, or why it is refused.
         policy: By which it was read.
         noted_us, until_us: When it was read, and from when on it has to be asked for again.
+        cost_bytes: Estimated memory.
     """
 
     proved: Principal | Rejected
     policy: IntrospectionPolicy
     noted_us: int
     until_us: float
+    cost_bytes: int = 0
 
     @property
     def active(self) -> bool:
         """Whether the token may be used."""
         return isinstance(self.proved, Principal)
+
+    @property
+    def outcome(self) -> str:
+        """What it says in a word, for metrics; `refused`: active, and a claim does not hold."""
+        if isinstance(self.proved, Principal):
+            return "active"
+        return "inactive" if self.proved.reason is DenyReason.TOKEN_INACTIVE else "refused"
 
     def at(self, now_us: int) -> Principal | Rejected:
         """The same, with the token's dates compared with the time."""
@@ -192,25 +210,22 @@ class Answer:
         return policy is self.policy or policy == self.policy
 
 
+@dataclass(frozen=True, slots=True)
 class OpaqueTokens:
     """Proves opaque tokens that one endpoint knows; see `methods.Method`."""
 
-    __slots__ = ("policy",)
-
-    def __init__(self, policy: IntrospectionPolicy) -> None:
-        self.policy = policy
+    policy: IntrospectionPolicy
+    place: Place = BEARER
 
     def shown(self, request: RequestContext) -> str | Rejected | None:
-        """The bearer token in the Authorization header (RFC 6750 section 2.1)."""
-        text = bearer_token(request)
-        if text is DenyReason.CREDENTIAL_MISSING:
-            return None
-        return Rejected(text, "") if isinstance(text, DenyReason) else text
+        """The token on the request, as it was sent."""
+        return self.place.shown(request)
 
     def prove(
-        self, shown: str, _request: RequestContext | None, findings: Findings, now_us: int
+        self, shown: str, request: RequestContext, findings: Findings, now_us: int
     ) -> Principal | NeedIntrospection | Rejected:
         """Whom the token stands for; a finding is an `Answer`, `Unanswered`, or None for a failure without a reason."""
+        del request
         policy = self.policy
         if len(shown) > policy.token_bytes_max:
             return Rejected(DenyReason.TOKEN_MALFORMED, f"longer than {policy.token_bytes_max} bytes")
@@ -232,8 +247,8 @@ def token_key(policy: IntrospectionPolicy, token: str) -> bytes:
 
 def _unanswered(policy: IntrospectionPolicy, found: Unanswered | None) -> Rejected:
     detail = f"introspection {policy.name!r}: {found.detail if found is not None else 'no answer'}"
-    overload = found is not None and found.overload
-    return Rejected(DenyReason.INTROSPECTION_UNAVAILABLE, detail, policy.on_failure_error and not overload)
+    outage = found is not None and found.outage
+    return Rejected(DenyReason.INTROSPECTION_UNAVAILABLE, detail, policy.on_failure_error and outage)
 
 
 def read_answer(policy: IntrospectionPolicy, body: bytes, now_us: int) -> Answer | Unanswered:
@@ -255,7 +270,8 @@ def read_answer(policy: IntrospectionPolicy, body: bytes, now_us: int) -> Answer
     if isinstance(proved, Rejected):
         return Answer(proved, policy, now_us, now_us + policy.inactive_s * _US_PER_S)
     _, expires_us = valid_within_us(proved, policy.rules)
-    return Answer(proved, policy, now_us, min(expires_us, now_us + policy.active_s * _US_PER_S))
+    cost_bytes = _ENTRY_BYTES + _BYTES_PER_ANSWER_BYTE * len(body)
+    return Answer(proved, policy, now_us, min(expires_us, now_us + policy.active_s * _US_PER_S), cost_bytes)
 
 
 _INACTIVE = Rejected(DenyReason.TOKEN_INACTIVE, "the endpoint says that it is not active")
@@ -274,7 +290,7 @@ def _principal(policy: IntrospectionPolicy, claims: dict[str, Json], now_us: int
     proved = believe(claims, "at+jwt", policy.rules, now_us)
     if isinstance(proved, Rejected):
         return proved
-    return replace(proved, issuer=policy.name, method="opaque_token", key_id=_text(claims, "jti"))
+    return replace(proved, issuer=policy.name, method="opaque_token")
 
 
 def _text_fault(claims: Mapping[str, Json]) -> Rejected | None:
@@ -309,25 +325,31 @@ def _text(claims: Mapping[str, Json], name: str) -> str:
 
 
 class AnswerCache:
-    """Answers about the tokens that were used last, active and refused ones apart, each bounded by number.
+    """Answers about the tokens that were used last, active and refused ones apart, each with a bound.
 
     An active token's entry stays after it is no longer fresh, until it is pushed out: that a token was active is what
     tells a caller's next question from a stranger's (`was_active`).
 
     Attributes:
         hits, misses, evictions: Counted since the start.
+        size_bytes: Estimated memory of the active tokens' entries; the others hold next to nothing.
     """
 
     def __init__(
-        self, active_entries_max: int = ACTIVE_ENTRIES_MAX, refused_entries_max: int = REFUSED_ENTRIES_MAX
+        self,
+        active_entries_max: int = ACTIVE_ENTRIES_MAX,
+        active_bytes_max: int = ACTIVE_BYTES_MAX,
+        refused_entries_max: int = REFUSED_ENTRIES_MAX,
     ) -> None:
         self._active: OrderedDict[bytes, Answer] = OrderedDict()
         self._refused: OrderedDict[bytes, Answer] = OrderedDict()
         self._active_max = active_entries_max
+        self._bytes_max = active_bytes_max
         self._refused_max = refused_entries_max
         self.hits = 0
         self.misses = 0
         self.evictions = 0
+        self.size_bytes = 0
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -349,26 +371,65 @@ class AnswerCache:
     def put(self, key: bytes, answer: Answer) -> None:
         """Remember an answer instead of what was known of the token."""
         self.drop(key)
-        entries, entries_max = (self._active, self._active_max) if answer.active else (self._refused, self._refused_max)
-        if answer.until_us <= answer.noted_us or not entries_max:
+        if answer.until_us <= answer.noted_us:
             return
-        if len(entries) >= entries_max:
-            entries.popitem(last=False)
+        if answer.active:
+            self._put_active(key, answer)
+        elif self._refused_max:
+            if len(self._refused) >= self._refused_max:
+                self._refused.popitem(last=False)
+                self.evictions += 1
+            self._refused[key] = answer
+
+    def _put_active(self, key: bytes, answer: Answer) -> None:
+        if answer.cost_bytes > self._bytes_max or not self._active_max:
+            return
+        while len(self._active) >= self._active_max or self.size_bytes + answer.cost_bytes > self._bytes_max:
+            _, evicted = self._active.popitem(last=False)
+            self.size_bytes -= evicted.cost_bytes
             self.evictions += 1
-        entries[key] = answer
+        self._active[key] = answer
+        self.size_bytes += answer.cost_bytes
 
     def drop(self, key: bytes) -> None:
         """Forget a token."""
-        self._active.pop(key, None)
+        answer = self._active.pop(key, None)
+        if answer is not None:
+            self.size_bytes -= answer.cost_bytes
         self._refused.pop(key, None)
 
     def was_active(self, key: bytes) -> bool:
         """Whether the endpoint's last answer about a token was that it is active."""
         return key in self._active
 
-    def keep_policies(self, policies: Mapping[str, IntrospectionPolicy]) -> None:
+    def keep(self, policies: Mapping[str, IntrospectionPolicy]) -> None:
         """Forget what was said under a policy that is none of these any more."""
         for entries in (self._active, self._refused):
             stale = [key for key, answer in entries.items() if policies.get(answer.policy.name) != answer.policy]
             for key in stale:
-                del entries[key]
+                self.drop(key)
+
+
+class QuestionBudget:
+    """How often an endpoint may be asked: a token bucket, a quarter of which is kept for tokens that were active.
+
+    So whoever sends unknown tokens, however many, cannot keep callers with good ones from having theirs looked at anew.
+    """
+
+    __slots__ = ("_at_us", "_level", "_policy")
+
+    def __init__(self, policy: IntrospectionPolicy, now_us: int) -> None:
+        self._policy = policy
+        self._level = float(policy.rate_count)
+        self._at_us = now_us
+
+    def take(self, now_us: int, *, was_active: bool) -> bool:
+        """Whether one more question may be asked."""
+        policy = self._policy
+        gained = max(now_us - self._at_us, 0) * policy.rate_count / policy.rate_us
+        self._level, self._at_us = min(self._level + gained, policy.rate_count), now_us
+        kept = 0 if was_active else policy.rate_count // 4
+        if self._level < 1 + kept:
+            return False
+        self._level -= 1
+        return True
