@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from sidecar.core.api_key_cache import Entry
     from sidecar.core.api_key_records import Peppers
     from sidecar.core.context import RequestContext
+    from sidecar.core.credentials import Place
     from sidecar.core.methods import Findings
     from sidecar.core.principal import Principal
-
-Place: TypeAlias = "Callable[[RequestContext], str | Rejected | None]"
-"""Where the key is on a request."""
 
 KeyName: TypeAlias = tuple[str, str, str]
 
@@ -114,7 +112,7 @@ class ApiKeyMethod:
 
     def shown(self, request: RequestContext) -> str | Rejected | None:
         """The key on the request."""
-        return self.place(request)
+        return self.place.shown(request)
 
     def prove(
         self, shown: str, request: RequestContext, findings: Findings, now_us: int

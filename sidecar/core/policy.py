@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sidecar.core.api_keys import Keyring
     from sidecar.core.descriptors import RateLimitConfig
     from sidecar.core.internal_tokens import InternalTokens
     from sidecar.core.issuer import IssuerPolicy
@@ -21,6 +22,7 @@ class Policy:
     Attributes:
         generation: Counts from 1; grows by one with each policy that was accepted.
         issuers: By `iss`, for every rule together.
+        keyrings: API keys, by the policy's names of the keyrings.
         ratelimit: The rate limit service's domains; an empty one where the policy names no directory.
         audit_claims: Names of claims that audit events carry besides the subject.
         held_limits: Limits whose takes are holds that can be settled later, by the id that reservations.py has for
@@ -32,6 +34,7 @@ class Policy:
     rules: RuleTable
     issuers: Mapping[str, IssuerPolicy]
     ratelimit: RateLimitConfig
+    keyrings: Mapping[str, Keyring] = field(default_factory=dict)
     audit_claims: tuple[str, ...] = ()
     held_limits: Mapping[str, Limit] = field(default_factory=dict)
     internal_tokens: InternalTokens | None = None

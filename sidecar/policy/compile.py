@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.core.policy import Policy
 from sidecar.core.secret import MASK
+from sidecar.policy.api_key_section import compile_api_keys
 from sidecar.policy.compile_issuers import compile_issuers
 from sidecar.policy.compile_limits import compile_limits, held_limits
 from sidecar.policy.compile_rules import RuleCompiler
@@ -29,6 +30,7 @@ from sidecar.policy.yaml import Source, read
 
 if TYPE_CHECKING:
     from sidecar.core.bindings import LimitBinding
+    from sidecar.policy.api_key_section import CompiledKeyring
     from sidecar.policy.settings import Settings
 
 
@@ -41,12 +43,14 @@ class CompiledDocument:
         settings: How the process runs; a change needs a restart.
         written: The document with its defaults, as JSON: see `masked`.
         limits: The policy's limits by name, also those that no rule uses.
+        keyrings: By name, with the files that they are from.
     """
 
     policy: Policy
     settings: Settings
     written: bytes
     limits: Mapping[str, LimitBinding] = field(default_factory=dict)
+    keyrings: Mapping[str, CompiledKeyring] = field(default_factory=dict)
 
 
 def load(path: Path, generation: int, resources: tuple[Source, ...] | None = None) -> CompiledDocument:
@@ -77,6 +81,7 @@ def compile_source(
     files = Files(directory, validated)
     settings = compile_settings(validated, files)
     issuers = compile_issuers(validated, files)
+    keyrings = compile_api_keys(validated, files)
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, issuers, limits).table()
     ratelimit = compile_ratelimit(validated, files, resources)
@@ -87,12 +92,13 @@ def compile_source(
         generation=generation,
         rules=rules,
         issuers={issuer.issuer: issuer for issuer in issuers.values()},
+        keyrings={name: each.keyring for name, each in keyrings.items()},
         ratelimit=ratelimit,
         audit_claims=tuple(document.audit.claims),
         held_limits=held_limits(limits),
         internal_tokens=internal_tokens,
     )
-    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode(), limits)
+    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode(), limits, keyrings)
 
 
 def masked(compiled: CompiledDocument) -> dict[str, Any]:

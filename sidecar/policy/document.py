@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 
 from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
+from sidecar.policy.api_key_section import KEYRINGS_MAX, ApiKeyring
 from sidecar.policy.fields import (
     Between,
     Duration,
@@ -280,6 +281,12 @@ class Document(Model):
                 }
             }
         ],
+    )
+    api_keys: dict[Name, ApiKeyring] = Field(
+        {},
+        max_length=KEYRINGS_MAX,
+        description="Keyrings: API keys of one kind each, by a name that rules refer to.",
+        examples=[{"partners": {"prefix": "acme", "environment": "live", "pepper_file": "secrets/pepper"}}],
     )
     limits: dict[Name, LimitSection] = Field(
         {},

@@ -123,7 +123,8 @@ class Between:
         return text
 
 
-def _matching(pattern: str, what: str, accepted: str) -> Callable[[str], str]:
+def matching(pattern: str, what: str, accepted: str) -> Callable[[str], str]:
+    """A parser of texts that match a pattern; what it says of others."""
     compiled = re.compile(pattern)
 
     def parse(text: str) -> str:
@@ -134,14 +135,14 @@ def _matching(pattern: str, what: str, accepted: str) -> Callable[[str], str]:
     return parse
 
 
-parse_name = _matching(
+parse_name = matching(
     NAME_PATTERN, "a name", "up to 64 letters, digits, '.', '_' and '-', of which the first is a letter or digit"
 )
-parse_printable = _matching(PRINTABLE_PATTERN, "usable here", "printable ASCII text")
-parse_scope = _matching(
+parse_printable = matching(PRINTABLE_PATTERN, "usable here", "printable ASCII text")
+parse_scope = matching(
     SCOPE_PATTERN, "a scope", "printable ASCII text without spaces, quotes and backslashes (RFC 6749)"
 )
-parse_nonempty = _matching(r"[^\s]", "usable here", "text that is not empty")
+parse_nonempty = matching(r"[^\s]", "usable here", "text that is not empty")
 
 
 def parse_header(text: str) -> str:

@@ -13,6 +13,9 @@ from sidecar.policy.faults import Fault, PolicyError
 from sidecar.policy.messages import faults_of, written_path
 from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source
 
+NAMED = ("issuers", "limits", "api_keys")
+"""Sections of parts with names, which rules refer to."""
+
 
 @dataclass(slots=True, eq=False)
 class Validated:
@@ -20,7 +23,7 @@ class Validated:
 
     Attributes:
         rule_numbers: Where the document's rules stand in the file.
-        names: All names by section (`issuers`, `limits`), also of refused ones: referring to them is no fault.
+        names: All names by section (`NAMED`), also of refused ones: referring to them is no fault.
     """
 
     source: Source
@@ -65,7 +68,7 @@ def validate(source: Source) -> Validated:
             document = Document.model_validate(parts)
         except ValidationError:
             raise PolicyError(faults) from None
-    names = {section: frozenset(_keys(root.get(section))) for section in ("issuers", "limits")}
+    names = {section: frozenset(_keys(root.get(section))) for section in NAMED}
     return Validated(source, document, rule_numbers, names, faults)
 
 
@@ -87,7 +90,7 @@ def _without_value(root: Mapping) -> Iterator[PathParts]:
 
 def _part(path: PathParts) -> PathParts:
     """What is left out for a fault: one rule, issuer or limit, or a whole section."""
-    return path[:2] if path and path[0] in {"rules", "issuers", "limits"} else path[:1]
+    return path[:2] if path and path[0] in {"rules", *NAMED} else path[:1]
 
 
 def _without(root: Mapping, refused: set[PathParts]) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -99,7 +102,7 @@ def _without(root: Mapping, refused: set[PathParts]) -> tuple[dict[str, Any], tu
         if section == "rules" and isinstance(value, Sequence):
             rule_numbers = tuple(n for n in range(len(value)) if (section, n) not in refused)
             kept[section] = [value[n] for n in rule_numbers]
-        elif section in {"issuers", "limits"} and isinstance(value, Mapping):
+        elif section in NAMED and isinstance(value, Mapping):
             kept[section] = {name: item for name, item in value.items() if (section, name) not in refused}
         else:
             kept[section] = value
