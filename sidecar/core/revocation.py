@@ -13,7 +13,7 @@ epoch.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.core.claims import Rejected
@@ -180,11 +180,9 @@ class Revocations:
         until_us = of.ends(kind).get(name)
         return None if until_us is None else Revocation(kind, issuer, name, 0, until_us)
 
-    def replace(self, revocations: Iterable[Revocation]) -> None:
-        """These are in force, and no others."""
-        self._issuers, self._count = {}, 0
-        for revocation in revocations:
-            self.add(revocation)
+    def become(self, other: Revocations) -> None:
+        """Have the entries of another set, which is not used any more."""
+        self._issuers, self._count = other._issuers, other._count
         self._look()
 
     def expire(self, now_us: int) -> None:

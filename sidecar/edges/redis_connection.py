@@ -103,10 +103,16 @@ class _Link(asyncio.Protocol):
     """One physical connection, from being made to being lost."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, in_flight_max: int, stall_s: float, on_lost: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        in_flight_max: int,
+        stall_s: float,
+        on_lost: Callable[[], None],
+        on_push: Callable[[Any], None] | None,
     ) -> None:
         self._loop = loop
         self._on_lost = on_lost
+        self._on_push = on_push
         self._in_flight_max = in_flight_max
         self._stall_s = stall_s
         self._reader = hiredis.Reader()
@@ -151,6 +157,11 @@ class _Link(asyncio.Protocol):
             return False
         return self.send(_ASKING, _Ignored(command.deadline), now) and self.send(packed, command, now)
 
+    def write(self, packed: bytes) -> None:
+        """Send what has no reply of its own, at once."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(packed)
+
     def _flush(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(self._output))
@@ -164,6 +175,9 @@ class _Link(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets()) is not False:
                 if not pending:
+                    if self._on_push is not None:
+                        self._on_push(reply)
+                        continue
                     self.abort()  # nobody asked: what comes next could be matched to the wrong command
                     return
                 command = pending.popleft()
@@ -246,8 +260,10 @@ class RedisConnection:
         on_disconnected: Called with the reason when it is lost or cannot be made, once for each new reason.
         in_flight_max: Commands that may await a reply at a time.
         stall_s: A server that owes replies and sends nothing for so long is given up.
+        on_push: Takes what the server sends unasked; without it, such a server is left. Must not raise.
 
     Attributes:
+        locator: Which server.
         script_sha: What EVALSHA calls it by.
         endpoint: The server that was last connected to; None before.
         connects_total: How often a connection became usable.
@@ -264,8 +280,10 @@ class RedisConnection:
         on_disconnected: Callable[[str], None],
         in_flight_max: int = IN_FLIGHT_MAX,
         stall_s: float = STALL_S,
+        on_push: Callable[[Any], None] | None = None,
     ) -> None:
-        self._locator = locator
+        self.locator = locator
+        self._on_push = on_push
         self._master_only = master_only
         self._script = script.encode()
         self._on_connected = on_connected
@@ -327,6 +345,14 @@ class RedisConnection:
             command.waiting = False
             command.complete(StoreFailure.UNREACHABLE if link is None else StoreFailure.OVERLOADED)
 
+    def subscribe(self, *channels: bytes) -> None:
+        """Ask for what is published; it comes to `on_push`, as does what the server says to this.
+
+        Afterwards nothing else can be sent on this connection. Nothing happens while it is not connected.
+        """
+        if self._link is not None:
+            self._link.write(pack((b"SUBSCRIBE", *channels)))
+
     async def ask(self, *parts: bytes, timeout_s: float) -> Any:
         """Send a command that is not hot and await its reply.
 
@@ -369,10 +395,10 @@ class RedisConnection:
     async def _live_once(self) -> bool:
         """Connect, greet, and stay until the link is lost. True if it was ever usable."""
         loop = asyncio.get_running_loop()
-        link = _Link(loop, self._in_flight_max, self._stall_s, self._lost)
+        link = _Link(loop, self._in_flight_max, self._stall_s, self._lost, self._on_push)
         try:
             async with asyncio.timeout(GREETING_TIMEOUT_S):
-                endpoint = self.endpoint = await self._locator.locate()
+                endpoint = self.endpoint = await self.locator.locate()
                 await _connect(loop, link, endpoint)
                 await self._greet(loop, link, endpoint)
             self._link = link

@@ -90,7 +90,7 @@ def test_everything_of_the_section_arrives(tmp_path):
     assert (servers.username, servers.password, servers.database) == ("limiter", "of the servers", 3)
     assert servers.tls is not None
     (connection,) = store.master._connections.values()
-    sentinels = connection._locator.login.endpoint(host="a")
+    sentinels = connection.locator.login.endpoint(host="a")
     assert (sentinels.username, sentinels.password, sentinels.database) == ("asker", "of the sentinels", 0)
     assert sentinels.tls is not None
 
