@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from sidecar.check import CHECK, CheckService
+from sidecar.core.api_keys import NeedApiKey
 from sidecar.core.limits import US_PER_S
 from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
+from sidecar.edges.api_key_engine import ApiKeyEngine
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
@@ -166,6 +168,7 @@ class App:
         self.store: TopologyStore
         self.limiter: Limiter
         self.follower: ChangesFollower
+        self.api_keys: ApiKeyEngine
         self.server: Server
         self._config = config
         self._known = known
@@ -250,6 +253,20 @@ class App:
         if settings.redis is not None:
             self.follower.start()
             stack.push_async_callback(self.follower.close)
+        self._start_api_keys(stack)
+
+    def _start_api_keys(self, stack: AsyncExitStack) -> None:
+        redis = self.settings.redis
+        self.api_keys = ApiKeyEngine(
+            self.store,
+            redis.key_prefix if redis is not None else "",
+            self.holder.policy.keyrings.values(),
+            in_redis=redis is not None,
+            report=_report_api_keys,
+            timeout_s=redis.timeout_s if redis is not None else 0.0,
+        )
+        self.api_keys.start()
+        stack.push_async_callback(self.api_keys.close)
 
     def _forget(self, storage_keys: set[bytes] | None) -> None:
         self.limiter.forget(storage_keys)
@@ -315,6 +332,7 @@ class App:
             on_events=self._decided,
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
+            engines={NeedApiKey: self.api_keys.ensure},
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
@@ -386,7 +404,8 @@ class App:
         directory = self.holder.document.settings.ratelimit_directory
         internal_tokens = self.holder.policy.internal_tokens
         keys = internal_tokens.directory if internal_tokens is not None else None
-        return [str(self._config), *(each for each in (directory, keys) if each)]
+        keyrings = [path for each in self.holder.document.keyrings.values() for path in each.watched]
+        return [str(self._config), *(each for each in (directory, keys, *keyrings) if each)]
 
     def _hang_up(self) -> None:
         """SIGHUP: the policy may have changed, and the audit file may have been rotated."""
@@ -405,6 +424,7 @@ class App:
     def _policy_replaced(self, document: CompiledDocument) -> None:
         self.jwks.replace(document.policy.issuers.values())
         self.internal_tokens.replace(document.policy.internal_tokens, _now_us())
+        self.api_keys.replace(document.policy.keyrings.values())
         rules = document.policy.rules.rules
         self.metrics.decisions.keep_rules([rule.name for rule in rules])
         self.metrics.decisions.keep_limits({binding.limit.name for rule in rules for binding in rule.limits})
@@ -447,6 +467,7 @@ class App:
             metric_sources.redis(self.store, self.redis_latency),
             metric_sources.local_store(self.local),
             metric_sources.limiter(self.limiter),
+            metric_sources.api_keys(self.api_keys),
             metric_sources.ratelimit(lambda: self.holder.policy),
             metric_sources.server(self.server),
             metric_sources.policy(self.holder),
@@ -487,6 +508,11 @@ def _report_redis(reason: str) -> None:
 def _report_changes(reason: str) -> None:
     if reason:
         _log.warning("limit_changes_not_followed", reason=reason)
+
+
+def _report_api_keys(reason: str) -> None:
+    if reason:
+        _log.warning("api_key_changes_not_followed", reason=reason)
 
 
 def _now_us() -> int:

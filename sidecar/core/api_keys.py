@@ -184,7 +184,8 @@ def _verify(
     known = keyring.known
     secret = _matching(keyring.peppers, entry.held if entry is not None else None, digest)
     if entry is None or secret is None:
-        known.count(Result.INVALID)
+        lost = entry is not None and any(version not in keyring.peppers.versions for version, _ in entry.held.hashes)
+        known.count(Result.PEPPER_MISSING if lost else Result.INVALID)
         return Rejected(DenyReason.API_KEY_INVALID, f"keyring {keyring.name!r} has no such key")
     previous = secret == 1
     fault = _state_fault(entry.held, now_us, previous=previous)

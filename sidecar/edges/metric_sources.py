@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Final
 
+from sidecar.core.api_keys import Result
 from sidecar.core.breaker import BreakerState
 from sidecar.core.limits import StoreFailure
 from sidecar.edges.metrics import LatencyHistogram, Sample, Source
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sidecar.core.policy import Policy
     from sidecar.core.token_cache import TokenCache
     from sidecar.edges.ads import AdsStatus
+    from sidecar.edges.api_key_engine import ApiKeyEngine
     from sidecar.edges.audit_sink import AuditSink
     from sidecar.edges.internal_tokens import InternalTokenSigner
     from sidecar.edges.jwks import JwksEngine
@@ -136,6 +138,34 @@ def limiter(limiter: Limiter) -> Source:
         Sample("sidecar_limits_shed_total", (), limiter.shed_total),
         Sample("sidecar_loop_lag_seconds", (), limiter.watch.lag_s),
     ]
+
+
+def api_keys(engine: ApiKeyEngine) -> Source:
+    """What became of API keys, and what is remembered of them."""
+
+    def read() -> list[Sample]:
+        samples: list[Sample] = []
+        for name, keyring in engine.keyrings.items():
+            known, counts = keyring.known, engine.counts[name]
+            for result in Result:
+                number = known.accepted if result is Result.ACCEPTED else known.counts.get(result, 0)
+                samples.append(Sample("sidecar_api_keys_total", (name, result.value), number))
+            for outcome in ("found", "unknown", "failed", "shed"):
+                number = getattr(counts, outcome)
+                samples.append(Sample("sidecar_api_key_look_ups_total", (name, outcome), number))
+            samples += [
+                Sample("sidecar_api_key_previous_secret_uses_total", (name,), known.previous_uses),
+                Sample("sidecar_api_key_stale_uses_total", (name,), known.stale_uses),
+                Sample("sidecar_api_key_uses_dropped_total", (name,), known.uses_dropped),
+                Sample("sidecar_api_key_cache_entries", (name,), len(known)),
+                Sample("sidecar_api_key_cache_evictions_total", (name,), known.evictions),
+            ]
+            soonest_us = known.soonest_expiry_us()
+            if soonest_us is not None:
+                samples.append(Sample("sidecar_api_key_soonest_expiry_timestamp_seconds", (name,), soonest_us / 1e6))
+        return samples
+
+    return read
 
 
 def ratelimit(policy: Callable[[], Policy]) -> Source:

@@ -71,6 +71,51 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     MetricRow("sidecar_token_cache_entries", _G, (), "Tokens in the cache."),
     MetricRow("sidecar_token_cache_bytes", _G, (), "Estimated size of the cache."),
     MetricRow(
+        "sidecar_api_keys_total",
+        _C,
+        ("keyring", "result"),
+        "API keys that were shown, by what became of them: accepted, invalid, pepper_missing, expired, not_yet_valid, "
+        "revoked, not_allowed_here, unavailable. Malformed ones belong to no keyring: see sidecar_decisions_total.",
+    ),
+    MetricRow(
+        "sidecar_api_key_previous_secret_uses_total",
+        _C,
+        ("keyring",),
+        "API keys that were accepted with the secret from before a rotation.",
+    ),
+    MetricRow(
+        "sidecar_api_key_look_ups_total",
+        _C,
+        ("keyring", "outcome"),
+        "Look-ups of API keys in Redis: found, unknown, failed; shed where too many were under way.",
+    ),
+    MetricRow(
+        "sidecar_api_key_stale_uses_total",
+        _C,
+        ("keyring",),
+        "Uses of remembered API keys that could not be looked up again.",
+    ),
+    MetricRow(
+        "sidecar_api_key_uses_dropped_total",
+        _C,
+        ("keyring",),
+        "API keys of which it could not be written down that they were used.",
+    ),
+    MetricRow("sidecar_api_key_cache_entries", _G, ("keyring",), "API keys that are remembered."),
+    MetricRow(
+        "sidecar_api_key_cache_evictions_total",
+        _C,
+        ("keyring",),
+        "API keys that were pushed out of memory by others.",
+    ),
+    MetricRow(
+        "sidecar_api_key_soonest_expiry_timestamp_seconds",
+        _G,
+        ("keyring",),
+        "When the first of the remembered API keys expires.",
+        Merge.MIN,
+    ),
+    MetricRow(
         "sidecar_jwks_age_seconds", _G, ("issuer",), "Time since an issuer's keys were last confirmed.", Merge.MAX
     ),
     MetricRow("sidecar_jwks_keys", _G, ("issuer",), "Usable keys held of an issuer.", Merge.MIN),
