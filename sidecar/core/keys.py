@@ -169,6 +169,22 @@ def parse_jwks(
     return KeySet(keys, tuple(sorted(dropped, key=lambda key: key.position)))
 
 
+def parse_jwk(jwk: Json, algorithm: str) -> VerificationKey:
+    """One public key in its use for `algorithm`, such as the one that a DPoP proof brings along.
+
+    Raises:
+        KeySetError: It is not a public key, is weak, or is not for this algorithm.
+    """
+    try:
+        uses = _uses(jwk, symmetric=False)
+    except _UnusableKeyError as error:
+        raise KeySetError(f"the key {error}") from None
+    for key in uses:
+        if key.algorithm == algorithm:
+            return key
+    raise KeySetError("the key does not fit alg")
+
+
 def usable_part(body: bytes, keys: KeySet) -> list[Json]:
     """What of a document became `keys`, as it was published: what can be kept without keeping anyone's secret."""
     left_out = {key.position for key in keys.dropped}
