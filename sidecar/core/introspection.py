@@ -104,7 +104,7 @@ class IntrospectionPolicy:
         rules: What must hold of an answer's claims, as of a token's: audiences, leeway, where scopes and roles are.
             Its `issuer` is the `iss` that an answer must have, "" where any will do.
         subject_claim: Which of `sub`, `username` and `client_id` is the subject.
-        token_type_hint: Sent with the token (RFC 7662 section 2.1), "" for none.
+        token_type_hint: Say that it is an access token (RFC 7662 section 2.1).
         active_s: The longest that an active token's answer is used; 0: asked each time.
         inactive_s: How long an inactive token's is; 0: asked each time.
         on_failure_error: While the endpoint cannot be asked, Envoy decides; else the request is denied.
@@ -120,7 +120,7 @@ class IntrospectionPolicy:
     client: ClientAuthentication
     rules: IssuerPolicy
     subject_claim: str = "sub"
-    token_type_hint: str = "access_token"  # noqa: S105 - a name out of RFC 7009 section 4.1.2
+    token_type_hint: bool = True
     token_bytes_max: int = 2048
     active_s: float = 60.0
     inactive_s: float = 10.0

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sidecar.core.api_keys import Keyring
     from sidecar.core.descriptors import RateLimitConfig
     from sidecar.core.internal_tokens import InternalTokens
+    from sidecar.core.introspection import IntrospectionPolicy
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.limits import Limit
     from sidecar.core.rules import RuleTable
@@ -23,6 +24,7 @@ class Policy:
         generation: Counts from 1; grows by one with each policy that was accepted.
         issuers: By `iss`, for every rule together.
         keyrings: API keys, by the policy's names of the keyrings.
+        introspection: Endpoints that know opaque tokens, by the policy's names of them.
         ratelimit: The rate limit service's domains; an empty one where the policy names no directory.
         audit_claims: Names of claims that audit events carry besides the subject.
         held_limits: Limits whose takes are holds that can be settled later, by the id that reservations.py has for
@@ -35,6 +37,7 @@ class Policy:
     issuers: Mapping[str, IssuerPolicy]
     ratelimit: RateLimitConfig
     keyrings: Mapping[str, Keyring] = field(default_factory=dict)
+    introspection: Mapping[str, IntrospectionPolicy] = field(default_factory=dict)
     audit_claims: tuple[str, ...] = ()
     held_limits: Mapping[str, Limit] = field(default_factory=dict)
     internal_tokens: InternalTokens | None = None

@@ -7,6 +7,7 @@ become unusable changes nothing: what was read last stays in use, and `last_erro
 from __future__ import annotations
 
 import asyncio
+import secrets
 import ssl
 import time
 from base64 import b64encode
@@ -21,8 +22,8 @@ from sidecar.edges.file_watch import signatures
 from sidecar.edges.http_client import FetchError
 
 if TYPE_CHECKING:
+    from sidecar.core.client_assertion import Signer
     from sidecar.core.introspection import IntrospectionPolicy
-    from sidecar.edges.client_assertion import Signer
 
 LOOK_S = 1.0
 FILE_BYTES_MAX = 64 * 1024
@@ -90,7 +91,8 @@ class ClientAuthenticator:
             return Proof({"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}, [], material.tls)
         if isinstance(client, PrivateKeyJwt) and material.signer is not None:
             now_s = time.time_ns() // 1_000_000_000
-            assertion = material.signer.assertion(client.client_id, client.audience, client.key_id, now_s)
+            jti = secrets.token_urlsafe(16)
+            assertion = material.signer.assertion(client.client_id, client.audience, client.key_id, jti, now_s)
             form = [("client_assertion_type", _ASSERTION_TYPE), ("client_assertion", assertion)]
             return Proof({}, form, material.tls)
         return Proof({}, [("client_id", client.client_id)], material.tls)
@@ -158,7 +160,7 @@ def _secret(path: str) -> Secret:
 
 def _signer(path: str) -> Signer:
     # parsing private keys: only for those who sign
-    from sidecar.edges.client_assertion import KeyFileError, Signer  # noqa: PLC0415
+    from sidecar.core.client_assertion import KeyFileError, Signer  # noqa: PLC0415
 
     try:
         return Signer(_read(path, "key"))

@@ -276,7 +276,7 @@ class Endpoint:
                 proof = await self._client.proof()
                 form = [("token", need.token)]
                 if policy.token_type_hint:
-                    form.append(("token_type_hint", policy.token_type_hint))
+                    form.append(("token_type_hint", "access_token"))
                 body = await post_form(
                     self._target,
                     urlencode(form + proof.form).encode(),

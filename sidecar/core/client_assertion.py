@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -17,6 +16,8 @@ LIFETIME_S = 60
 """From `iat` to `exp`: it is used at once, and clocks differ."""
 
 RSA_BITS_MIN = 2048
+KEY_BYTES_MAX = 16 * 1024
+"""Of a PEM file; an RSA key of 8192 bits has 6,400."""
 
 _CURVES = {"secp256r1": ("ES256", hashes.SHA256()), "secp384r1": ("ES384", hashes.SHA384()),
            "secp521r1": ("ES512", hashes.SHA512())}  # fmt: skip
@@ -48,14 +49,14 @@ class Signer:
         """`alg` (RFC 7518 section 3.1)."""
         return self._algorithm
 
-    def assertion(self, client_id: str, audience: str, key_id: str | None, now_s: int) -> str:
-        """A JWT for one use."""
+    def assertion(self, client_id: str, audience: str, key_id: str | None, jti: str, now_s: int) -> str:
+        """A JWT for one use, which `jti` names: nobody can guess it, and it never comes again."""
         header = {"alg": self._algorithm, "typ": "JWT"} | ({} if key_id is None else {"kid": key_id})
         claims = {
             "iss": client_id,
             "sub": client_id,
             "aud": audience,
-            "jti": secrets.token_urlsafe(16),
+            "jti": jti,
             "iat": now_s,
             "exp": now_s + LIFETIME_S,
         }
@@ -73,6 +74,8 @@ def _base64url(raw: bytes) -> str:
 
 def _signing(pem: bytes) -> tuple[str, Sign]:
     """The algorithm that fits the key, and the signature in JWS form (RFC 7518 section 3)."""
+    if len(pem) > KEY_BYTES_MAX:
+        raise KeyFileError(f"has more than {KEY_BYTES_MAX} bytes")
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError):  # TypeError: it is encrypted
