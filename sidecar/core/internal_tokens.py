@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sidecar.core.authn import OTHER_CREDENTIALS
 from sidecar.core.limits import US_PER_S
 
 if TYPE_CHECKING:
@@ -115,18 +116,21 @@ class InternalTokens:
 
 
 def expiry_s(tokens: InternalTokens, principal: Principal, now_s: int) -> int:
-    """When a token about a principal expires: after its lifetime, and never later than the credential.
+    """When a token about a principal expires: after its lifetime, and never later than any credential of the caller.
 
     Raises:
-        InternalTokenError: The credential's `exp` is no number.
+        InternalTokenError: A credential's `exp` is no number.
     """
-    at_most_s = now_s + tokens.lifetime_s
-    expires = principal.claims.get("exp")
-    if expires is None:
-        return at_most_s
-    if isinstance(expires, bool) or not isinstance(expires, int | float):
-        raise InternalTokenError("the credential's exp is not a number")
-    return int(min(expires, at_most_s))
+    earliest: int | float = now_s + tokens.lifetime_s
+    others = principal.claims.get(OTHER_CREDENTIALS)
+    for claims in (principal.claims, *(others.values() if isinstance(others, dict) else ())):
+        expires = claims.get("exp") if isinstance(claims, Mapping) else None
+        if expires is None:
+            continue
+        if isinstance(expires, bool) or not isinstance(expires, int | float):
+            raise InternalTokenError("the credential's exp is not a number")
+        earliest = min(earliest, expires)
+    return int(earliest)
 
 
 def claims_of(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import make_certificates
+from tests.support.internal_keys import write_keys
 
 GOOD = Path(__file__).parent / "good"
 
@@ -17,6 +18,7 @@ def full_directory(tmp_path_factory):
     """A copy of good/full with fresh certificates in `tls`."""
     directory = tmp_path_factory.mktemp("policy") / "full"
     shutil.copytree(GOOD / "full", directory)
+    write_keys(directory / "internal-keys", "2026-12-01.pem", "2027-01-01T0600Z.pem")
     (directory / "tls").mkdir()
     made = make_certificates(directory / "tls")
     for source, names in (
