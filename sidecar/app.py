@@ -20,6 +20,7 @@ import uvloop
 
 from sidecar.check import CHECK, CheckService
 from sidecar.core.api_keys import NeedApiKey
+from sidecar.core.introspection import NeedIntrospection
 from sidecar.core.limits import US_PER_S
 from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
@@ -31,6 +32,7 @@ from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
 from sidecar.edges.hot_keys_route import TOP_PATH, hot_keys_route
 from sidecar.edges.internal_tokens import JWKS_PATH, InternalTokenSigner, jwks_route
+from sidecar.edges.introspection import IntrospectionEngine
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.limit_changes import ChangesFollower, LimitChanges
 from sidecar.edges.limiter import Limiter, monotonic_us
@@ -159,6 +161,7 @@ class App:
         self.xds: AdsClient | None = None
         self.cache = TokenCache()
         self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
+        self.introspection = IntrospectionEngine(document.policy.introspection.values(), _introspection_event)
         self.internal_tokens = InternalTokenSigner(document.policy.internal_tokens)
         self.redis_latency = LatencyHistogram()
         self.local = LocalStore(share=self.settings.local_share)
@@ -207,6 +210,7 @@ class App:
         self._start_limits(stack)
         self.jwks.start()
         stack.push_async_callback(self.jwks.stop)
+        stack.push_async_callback(self.introspection.stop)
         self.holder.subscribe(self._policy_replaced)
         _warn(self.holder.policy.ratelimit.warnings)
 
@@ -332,7 +336,7 @@ class App:
             on_events=self._decided,
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
-            engines={NeedApiKey: self.api_keys.ensure},
+            engines={NeedApiKey: self.api_keys.ensure, NeedIntrospection: self.introspection.ask},
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
@@ -389,6 +393,8 @@ class App:
             "server": Component(self._serving, {"connections": self.server.connections}),
             "policy": Component(True, self.holder.detail()),
             "issuers": Component(self.jwks.ready, issuers),
+            # not part of readiness: on_failure says what happens
+            "introspection": Component(True, self.introspection.detail(now)),
             **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
             "redis": Component(True, self._redis_detail()),
@@ -423,6 +429,7 @@ class App:
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         self.jwks.replace(document.policy.issuers.values())
+        self.introspection.replace(document.policy.introspection.values())
         self.internal_tokens.replace(document.policy.internal_tokens, _now_us())
         self.api_keys.replace(document.policy.keyrings.values())
         rules = document.policy.rules.rules
@@ -463,6 +470,7 @@ class App:
         sources = [
             metric_sources.token_cache(self.cache),
             metric_sources.jwks(self.jwks),
+            metric_sources.introspection(self.introspection),
             metric_sources.internal_tokens(self.internal_tokens, _now_us),
             metric_sources.redis(self.store, self.redis_latency),
             metric_sources.local_store(self.local),
@@ -508,6 +516,10 @@ def _report_redis(reason: str) -> None:
 def _report_changes(reason: str) -> None:
     if reason:
         _log.warning("limit_changes_not_followed", reason=reason)
+
+
+def _introspection_event(name: str, fields: Mapping[str, object]) -> None:
+    (_log.info if name == "introspection_recovered" else _log.warning)(name, **fields)
 
 
 def _report_api_keys(reason: str) -> None:

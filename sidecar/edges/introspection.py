@@ -96,6 +96,10 @@ class IntrospectionEngine:
         """By the policy's names for them, for metrics and the admin listener."""
         return self._endpoints
 
+    def detail(self, now: float) -> dict[str, object]:
+        """Each endpoint for the admin listener; `now` is the loop's clock."""
+        return {name: endpoint.detail(now) for name, endpoint in self._endpoints.items()}
+
     def ask(self, need: NeedIntrospection, deadline: float, done: Done) -> None:
         """Call `done` once with what is known of a token, at once or after the endpoint was asked.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sidecar.edges.api_key_engine import ApiKeyEngine
     from sidecar.edges.audit_sink import AuditSink
     from sidecar.edges.internal_tokens import InternalTokenSigner
+    from sidecar.edges.introspection import IntrospectionEngine
     from sidecar.edges.jwks import JwksEngine
     from sidecar.edges.limiter import Limiter
     from sidecar.edges.local_store import LocalStore
@@ -68,6 +69,35 @@ def jwks(engine: JwksEngine) -> Source:
             age_s = state.age_s(now)
             if not math.isnan(age_s):
                 samples.append(Sample("sidecar_jwks_age_seconds", (name,), age_s))
+        return samples
+
+    return read
+
+
+def introspection(engine: IntrospectionEngine) -> Source:
+    """Questions about opaque tokens, what came of them, and what is remembered."""
+
+    def read() -> list[Sample]:
+        active, refused = engine.cache.sizes
+        samples = [
+            Sample("sidecar_introspection_latency_seconds", (), engine.latency.buckets()),
+            Sample("sidecar_introspection_cache_hits_total", (), engine.cache.hits),
+            Sample("sidecar_introspection_cache_misses_total", (), engine.cache.misses),
+            Sample("sidecar_introspection_cache_evictions_total", (), engine.cache.evictions),
+            Sample("sidecar_introspection_cache_entries", ("active",), active),
+            Sample("sidecar_introspection_cache_entries", ("refused",), refused),
+        ]
+        for name, endpoint in engine.endpoints.items():
+            for result, count in endpoint.results.items():
+                samples.append(Sample("sidecar_introspection_questions_total", (name, result), count))
+            for why, count in endpoint.spared.items():
+                samples.append(Sample("sidecar_introspection_spared_total", (name, why), count))
+            state = _BREAKER_NUMBERS[endpoint.breaker.state]
+            samples += [
+                Sample("sidecar_introspection_in_flight", (name,), endpoint.in_flight),
+                Sample("sidecar_introspection_queued", (name,), endpoint.queued),
+                Sample("sidecar_introspection_breaker_state", (name,), state),
+            ]
         return samples
 
     return read

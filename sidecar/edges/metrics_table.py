@@ -141,6 +141,41 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "For how long the key that signs internal tokens has been the one.",
         Merge.MAX,
     ),
+    MetricRow(
+        "sidecar_introspection_latency_seconds",
+        _H,
+        (),
+        "From a question about an opaque token to the end of the endpoint's answer.",
+    ),
+    MetricRow(
+        "sidecar_introspection_questions_total",
+        _C,
+        ("introspection", "result"),
+        "Questions by what came of them: active, inactive, refused (active, and a claim does not hold), unusable (no "
+        "introspection response), failed.",
+    ),
+    MetricRow(
+        "sidecar_introspection_spared_total",
+        _C,
+        ("introspection", "reason"),
+        "Questions that were not asked: rate (the budget is used up), queue (too many wait), breaker (the endpoint "
+        "fails), deadline (nobody waited any more).",
+    ),
+    MetricRow("sidecar_introspection_in_flight", _G, ("introspection",), "Questions under way."),
+    MetricRow("sidecar_introspection_queued", _G, ("introspection",), "Questions that wait for one to end."),
+    MetricRow(
+        "sidecar_introspection_breaker_state",
+        _G,
+        ("introspection",),
+        "An endpoint's circuit breaker: 0 closed, 1 half open, 2 open.",
+        Merge.MAX,
+    ),
+    MetricRow("sidecar_introspection_cache_hits_total", _C, (), "Opaque tokens whose answer was remembered."),
+    MetricRow("sidecar_introspection_cache_misses_total", _C, (), "Opaque tokens of which nothing fresh was known."),
+    MetricRow(
+        "sidecar_introspection_cache_evictions_total", _C, (), "Answers that were forgotten early for want of room."
+    ),
+    MetricRow("sidecar_introspection_cache_entries", _G, ("kind",), "Answers that are remembered: active, refused."),
     MetricRow("sidecar_redis_latency_seconds", _H, (), "From sending a limit decision to Redis to its reply."),
     MetricRow("sidecar_redis_failures_total", _C, ("kind",), "Limit decisions that Redis did not make, by kind."),
     MetricRow(
@@ -306,7 +341,7 @@ def markdown() -> str:
         for row in METRICS
     ]
     bounds = ", ".join(f"{bound / 1000:g}" for bound in DECISION_BOUNDS_US)
-    lines += ["", f"Buckets of both histograms, in milliseconds: {bounds}.", ""]
+    lines += ["", f"Buckets of all histograms, in milliseconds: {bounds}.", ""]
     return "\n".join(lines)
 
 
