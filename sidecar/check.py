@@ -1,8 +1,8 @@
 """The shell around the pipeline for ext_authz: one Check in, exactly one CheckResponse out.
 
 It fetches what the pipeline asks for, each kind of need from its engine, and calls it again with what was found, until
-it decides. A need that comes twice, or one too many, is a fault of ours, and denies. Whatever goes wrong on the way, the
-answer is a denied CheckResponse: Envoy under `failure_mode_allow: true` lets a request pass on any gRPC error.
+it decides. A need that comes twice, or one too many, is a fault of ours, and denies. Whatever goes wrong on the way,
+the answer is a denied CheckResponse: Envoy under `failure_mode_allow: true` lets a request pass on any gRPC error.
 
 Checks that arrive in one turn of the event loop are decided together, step by step: all are read, then all are matched
 and authenticated, then all are charged; and so are the store's replies. Each Check is still decided for itself. A step
@@ -22,6 +22,7 @@ from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.authn import NeedKey
 from sidecar.core.decision import Decision, DenyReason
+from sidecar.core.guard import NO_GUARD
 from sidecar.core.methods import NOTHING_FOUND
 from sidecar.edges.holds import new_hold
 from sidecar.envoy import ext_authz
@@ -29,6 +30,7 @@ from sidecar.transport.service import Call, Refusal, UnaryMethod, wait_until
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
+    from sidecar.core.guard import Guard
     from sidecar.core.limits import LimitStore, StoreFailure, Verdict
     from sidecar.core.methods import Findings, Need
     from sidecar.core.policy import Policy
@@ -47,8 +49,8 @@ OnEvents: TypeAlias = Callable[[Sequence[DecisionEvent]], None]
 OnBug: TypeAlias = Callable[[BaseException, str], None]
 Soon: TypeAlias = Callable[[Callable[[], None]], object]
 Engine: TypeAlias = Callable[[Any, float, Callable[[Any], None]], None]
-"""Fetches what a need asks for: given the need, and a deadline in seconds of the loop's clock by which it calls the third,
-once, with what it found; None: it could not be had. It must not raise after that."""
+"""Fetches what a need asks for: given the need, and a deadline in seconds of the loop's clock by which it calls the
+third, once, with what it found; None: it could not be had. It must not raise after that."""
 
 
 class _Check(Struct, eq=False):
@@ -96,6 +98,7 @@ class CheckService:
         local: Counts limits in this process, where the policy says so while `store` cannot answer.
         on_events: Told decisions after their answers were handed to the transport.
         on_bug: Told of an exception that should not have been possible; must not raise.
+        guard: What was revoked, and who has guessed too often.
         soon: Calls a function once what has arrived by now was handed over: the event loop's `call_soon`.
     """
 
@@ -111,7 +114,9 @@ class CheckService:
         on_bug: OnBug,
         soon: Soon = _at_once,
         engines: Mapping[type, Engine] = NO_ENGINES,
+        guard: Guard = NO_GUARD,
     ) -> None:
+        self._guard = guard
         self._policy = policy
         self._cache = cache
         self._jwks = jwks
@@ -181,14 +186,15 @@ class CheckService:
 
     def _begin(self, checks: Sequence[_Check], now_us: int) -> None:
         """Everything up to the limits."""
-        cache, jwks = self._cache, self._jwks
+        cache, jwks, guard = self._cache, self._jwks, self._guard
         steps: list[tuple[_Check, pipeline.Step]] = []
         for check in checks:
             request = check.request
             if check.call.cancelled or request is None:
                 continue
             try:
-                steps.append((check, pipeline.begin(check.policy, request, cache, jwks, now_us, check.findings)))
+                step = pipeline.begin(check.policy, request, cache, jwks, now_us, check.findings, guard)
+                steps.append((check, step))
             except Exception as bug:  # noqa: BLE001 - as above
                 self._fail(check, bug)
         self._advance(steps)

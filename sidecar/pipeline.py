@@ -20,14 +20,17 @@ from sidecar.core.bindings import charges_of, reservation_name
 from sidecar.core.claims import Rejected
 from sidecar.core.context import NO_REQUEST
 from sidecar.core.decision import NO_PARAMETERS, Decision, DenyReason
+from sidecar.core.guard import NO_GUARD
 from sidecar.core.limits import Charge, OnFailure, Source, StoreFailure, Verdict
 from sidecar.core.methods import NOTHING_FOUND
 from sidecar.core.paths import PathFault, canonical, canonical_host, is_plain_method
 from sidecar.core.principal import Principal
+from sidecar.core.suspects import KNOWN_ALONE, TOO_OFTEN, is_answered_as_usual
 
 if TYPE_CHECKING:
     from sidecar.core.bindings import LimitBinding
     from sidecar.core.context import RequestContext
+    from sidecar.core.guard import Guard
     from sidecar.core.limits import LimitOutcome
     from sidecar.core.methods import Findings, Need
     from sidecar.core.policy import Policy
@@ -70,6 +73,7 @@ def begin(
     keys: Keys,
     now_us: int,
     findings: Findings = NOTHING_FOUND,
+    guard: Guard = NO_GUARD,
 ) -> Step:
     """Everything up to the limits; `findings` hold what was fetched of what it asked for."""
     matched = policy.rules.kept.get((request.host, request.path, request.method)) or _match(policy, request)
@@ -79,13 +83,19 @@ def begin(
 
     principal: Principal | None = None
     if not rule.anonymous:
+        suspects, revocations = guard.suspects, guard.revocations
+        wait_us = suspects.wait_us(request.source_address, now_us) if suspects.active else 0
+        if wait_us:
+            findings = KNOWN_ALONE
         composition = rule.composition
         if composition is None:
             proved = by_bearer(rule, request, cache, keys, now_us, findings)
         else:
-            proved = compose(composition, request, parameters, cache, keys, now_us, findings)
+            proved = compose(composition, request, parameters, cache, keys, now_us, findings, revocations)
         if not isinstance(proved, Principal):
-            return _unproved(policy, rule, proved)
+            return _unproved(policy, rule, proved, wait_us)
+        if revocations.active and composition is None and (revoked := revocations.fault(proved, now_us)) is not None:
+            return _unproved(policy, rule, revoked)
         principal = proved
 
     unmet, charges = _admit(rule, principal)
@@ -101,8 +111,12 @@ def begin(
     return Charges(policy, rule, principal, parameters, charges)
 
 
-def _unproved(policy: Policy, rule: Rule, found: Need | Rejected) -> Step:
-    """Nobody is proved: for now, since something is needed, or for good."""
+def _unproved(policy: Policy, rule: Rule, found: Need | Rejected, wait_us: int = 0) -> Step:
+    """Nobody is proved: for now, since something is needed, or for good; `wait_us`: see `suspects`."""
+    if wait_us and not is_answered_as_usual(found):
+        decision = _denied(policy, TOO_OFTEN.reason, TOO_OFTEN.detail, rule)
+        decision.retry_after_us = wait_us
+        return decision
     if not isinstance(found, Rejected):
         return found
     decision = _denied(policy, found.reason, found.detail, rule)

@@ -76,7 +76,7 @@ def reason(step: object) -> DenyReason | None:
 def test_steps_come_in_their_order(policy: Policy) -> None:
     """A request with every fault is denied for the first; mended one by one, for the next; in the end it is charged."""
     keys = parse_jwks(jwks(KEY))
-    faulty = {"host": "a b", "path": "//", "method": "get", "credential": None}
+    faulty: dict[str, Any] = {"host": "a b", "path": "//", "method": "get", "credential": None}
     mended = [
         ({}, DenyReason.REQUEST_MALFORMED),
         ({"host": "h"}, DenyReason.REQUEST_MALFORMED),

@@ -18,6 +18,8 @@ from sidecar.core.decision import DenyReason
 from sidecar.core.methods import NOTHING_FOUND
 from sidecar.core.paths import canonical_host
 from sidecar.core.principal import Principal
+from sidecar.core.revocation import NO_REVOCATIONS
+from sidecar.core.suspects import KNOWN_ALONE, TOO_OFTEN
 
 if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from sidecar.core.keys import KeySet
     from sidecar.core.methods import Findings, Method, Need
     from sidecar.core.principal import Json
+    from sidecar.core.revocation import Revocations
     from sidecar.core.selectors import PathParameters
     from sidecar.core.token_cache import TokenCache
 
@@ -114,6 +117,8 @@ def by_token(
             if cached.begins_us <= now_us < cached.expires_us:
                 return cached.principal
             return tokens.still_valid(cached.principal, issuer, now_us) or cached.principal
+    if findings is KNOWN_ALONE:
+        return TOO_OFTEN
     return _prove(text, accepting, cache, keys, now_us, findings)
 
 
@@ -265,8 +270,9 @@ def compose(
     keys: Keys,
     now_us: int,
     findings: Findings = NOTHING_FOUND,
+    revocations: Revocations = NO_REVOCATIONS,
 ) -> Principal | Need | Rejected:
-    """The principal that the request's credentials prove; see `by_bearer`."""
+    """The principal that the request's credentials prove, none of them revoked; see `by_bearer`."""
     shown = _every_shown(composition, request) if composition.every else _one_shown(composition, request)
     if isinstance(shown, Rejected):
         return shown
@@ -278,6 +284,9 @@ def compose(
             one = method.prove(text, request, findings, now_us)
         if not isinstance(one, Principal):
             return one
+        revoked = revocations.fault(one, now_us) if revocations.active else None
+        if revoked is not None:
+            return revoked
         proved.append(one)
     principal = proved[0] if len(proved) == 1 else _together(tuple(proved))
     if composition.step_up is not None:

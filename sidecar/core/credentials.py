@@ -179,6 +179,23 @@ Place: TypeAlias = HeaderPlace | CookiePlace | QueryPlace
 """Where one kind of credential is looked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The credentials that are taken off a request before it goes to the upstream.
+
+    Attributes:
+        headers: In lower case; as a whole.
+        cookies, parameters: By name; the others stay.
+    """
+
+    headers: tuple[str, ...] = ("authorization",)
+    cookies: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+
+
+BEARER_REMOVED: Final = Removed()
+
+
 def without_cookies(header: str, names: frozenset[str]) -> str:
     """A Cookie header without the cookies of these names, "" if none is left; the others stay as they were sent."""
     kept = [text for text in header.split(";") if _cookie(text)[0] not in names]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
 
+from sidecar.core.credentials import BEARER_REMOVED, Removed
 from sidecar.core.decision import NO_PARAMETERS
 from sidecar.core.selectors import HeaderSelector
 
@@ -105,8 +106,9 @@ class Rule:
         upstream_headers: What the upstream is told, by lower-case header name.
         identity_headers: Every header name any rule of the policy may set for the upstream, and each one's twin with
             underscores: those not set on this request are removed from it.
-        forward_credential: Leave the Authorization header on the request to the upstream.
-        challenge: The parts of `WWW-Authenticate: Bearer` after the scheme that never change (realm,
+        removed: The credentials that do not go to the upstream.
+        challenge_schemes: Of `WWW-Authenticate`: one challenge for each kind of credential that is accepted.
+        challenge: The parts of `WWW-Authenticate` after the scheme that never change (realm,
             resource_metadata: RFC 9728 section 5.1), already quoted.
         challenge_scope: The `scope` attribute's value for insufficient_scope, "" for none.
         token_bytes_max: The longest token that any of the issuers accepts.
@@ -127,7 +129,8 @@ class Rule:
     limits: tuple[LimitBinding, ...] = ()
     upstream_headers: tuple[tuple[str, Selector], ...] = ()
     identity_headers: tuple[str, ...] = ()
-    forward_credential: bool = False
+    removed: Removed = BEARER_REMOVED
+    challenge_schemes: tuple[str, ...] = ("Bearer",)
     challenge: str = ""
     challenge_scope: str = ""
     limit_answers: LimitAnswers = LimitAnswers()
@@ -142,7 +145,8 @@ class Rule:
         longest = max((issuer.token_bytes_max for issuer in self.issuers.values()), default=0)
         object.__setattr__(self, "token_bytes_max", longest)
         sent_on = [selector.name for _, selector in self.upstream_headers if isinstance(selector, HeaderSelector)]
-        object.__setattr__(self, "answer_headers", tuple(dict.fromkeys(("content-type", *sent_on))))
+        cookie = ("cookie",) if self.removed.cookies else ()
+        object.__setattr__(self, "answer_headers", tuple(dict.fromkeys(("content-type", *cookie, *sent_on))))
         reserves = any(binding.held for binding in self.limits)
         by_request = any(binding.by_request for binding in self.limits)
         object.__setattr__(self, "reserves", reserves)

@@ -9,9 +9,12 @@ import json
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 from sidecar.core.context import NO_REQUEST, RequestContext
+from sidecar.core.credentials import without_cookies, without_parameters
 from sidecar.core.decision import NO_PARAMETERS, REASONS, Decision, DenyReason
+from sidecar.core.limits import US_PER_S
 from sidecar.core.rules import WARNING_HEADER
 from sidecar.core.selectors import SELECTORS_OF_REQUEST
 from sidecar.envoy import fields, wire
@@ -40,6 +43,9 @@ _FORGEABLE = "x-envoy-auth-failure-mode-allowed"
 """Envoy sets it when it lets a request pass without us; a client may not."""
 
 _RETRY_AFTER = wire.header_name("retry-after")
+_COOKIE = wire.header_name("cookie")
+_PATH = wire.header_name(":path")
+_VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 _CHALLENGE = wire.header_name("www-authenticate")
 _NO_STORE = wire.header_option(_SET, wire.header_name("cache-control"), b"no-store")
 _PROBLEM = wire.header_option(_SET, wire.header_name("content-type"), b"application/problem+json")
@@ -84,11 +90,13 @@ class _RuleParts:
     __slots__ = (
         "anonymous",
         "challenges",
+        "cookies",
         "identity",
         "limits",
         "metadata",
         "of_principal",
         "of_request",
+        "parameters",
         "removals",
         "sole_limit",
         "warns",
@@ -98,11 +106,12 @@ class _RuleParts:
         names = {name for name, _ in rule.upstream_headers}
         if rule.warns:
             names.add(WARNING_HEADER)
+        gone = rule.removed
         remove = [*rule.identity_headers, *(name.replace("-", "_") for name in sorted(names)), _FORGEABLE]
-        if not rule.forward_credential:
-            remove.append("authorization")
+        remove += [twin for name in gone.headers for twin in (name, name.replace("-", "_"))]
         self.anonymous = rule.anonymous
-        self.identity = names.union(rule.identity_headers)
+        self.identity = names.union(rule.identity_headers, gone.headers)
+        self.cookies, self.parameters = gone.cookies, gone.parameters
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
         upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
         self.of_principal = tuple(it for it in upstream if not isinstance(it.selector, SELECTORS_OF_REQUEST))
@@ -113,7 +122,8 @@ class _RuleParts:
         self.metadata = name + wire.struct_number(_GENERATION, generation)
         self.challenges: dict[DenyReason, bytes] = {}
         own = self.limits.own
-        sole = len(own.limits) == 1 and own.plain and not (self.of_request or rule.reserves or rule.warns)
+        by_request = self.of_request or gone.cookies or gone.parameters
+        sole = len(own.limits) == 1 and own.plain and not (by_request or rule.reserves or rule.warns)
         self.sole_limit = own.limits[0].limit if sole else None
         """The only limit, where an allowed answer depends on nothing but the principal and this limit's numbers."""
 
@@ -140,9 +150,12 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
     ok, metadata = _of_principal(parts, principal)
     for header in parts.of_request:
         ok += _upstream_option(header, header.selector.select(request, principal, decision.parameters))
-    for name in request.underscored:  # also spellings that mix both, such as x-user_id
-        if name.replace("_", "-") in parts.identity:
-            ok += _removal(name)
+    if request.underscored:
+        ok += _twins_removed(request, parts.identity)
+    if parts.cookies:
+        ok += _cookies_kept(request, parts.cookies)
+    if parts.parameters:
+        ok += _query_kept(request, parts.parameters)
     if outcomes:
         headers, limits_metadata = parts.limits.of(outcomes).write(decision, ADD_TO_RESPONSE)
         ok += headers
@@ -152,6 +165,41 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
     if parts.warns:
         ok += warning_to_upstream(decision.warned) if decision.warned else _NO_WARNING
     return b"%b%b%b" % (_OK_STATUS, wire.delimited(_OK, ok), wire.delimited(_METADATA, metadata))
+
+
+def _twins_removed(request: RequestContext, names: set[str]) -> bytes:
+    """What takes off the headers that servers take for one of these: also such that mix both, as `x-user_id`."""
+    return b"".join([_removal(name) for name in request.underscored if name.replace("_", "-") in names])
+
+
+def _cookies_kept(request: RequestContext, names: frozenset[str]) -> bytes:
+    """What takes these cookies off the request; nothing where it has none of them.
+
+    What is not ASCII goes with them: it cannot be sent on as it was.
+    """
+    header = request.headers.get("cookie")
+    if header is None:
+        return b""
+    kept = without_cookies(header, names)
+    if len(kept) == len(header):
+        return b""
+    value = "".join([char for char in kept if " " <= char <= "~"])
+    return wire.header_option(_SET, _COOKIE, value.encode("ascii")) if value else _removal("cookie")
+
+
+def _query_kept(request: RequestContext, names: frozenset[str]) -> bytes:
+    """What takes these parameters off the path; nothing where it has none of them.
+
+    What is not visible ASCII is percent-encoded on the way: no URI has it (RFC 3986 section 2).
+    """
+    query = request.query
+    if not query:
+        return b""
+    kept = without_parameters(query, names)
+    if len(kept) == len(query):
+        return b""
+    target = f"{request.path}?{kept}" if kept else request.path
+    return wire.header_option(_SET, _PATH, quote(target, safe=_VISIBLE).encode("ascii"))
 
 
 class _SoleLimitAnswer:
@@ -288,6 +336,9 @@ def _denied(reason: DenyReason, decision: Decision, request: RequestContext | No
         wait = fields.retry_after(outcomes) if reason is DenyReason.LIMIT_EXCEEDED else None
         if wait is not None:
             http += wire.header_option(_SET, _RETRY_AFTER, str(wait).encode("ascii"))
+    if decision.retry_after_us:
+        wait = -(-decision.retry_after_us // US_PER_S)
+        http += wire.header_option(_SET, _RETRY_AFTER, b"%d" % wait)
     if request is None:
         http += _PROBLEM + wire.delimited(_BODY, _problem(denial, reason, outcomes, ""))
     elif _is_grpc(request):

@@ -23,6 +23,7 @@ from sidecar.policy.compile_settings import compile_settings
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.files import Files
 from sidecar.policy.internal_tokens_section import compile_internal_tokens
+from sidecar.policy.introspection_section import compile_introspection
 from sidecar.policy.ratelimit_section import compile_ratelimit
 from sidecar.policy.references import check_references
 from sidecar.policy.validate import validate
@@ -82,6 +83,7 @@ def compile_source(
     settings = compile_settings(validated, files)
     issuers = compile_issuers(validated, files)
     keyrings = compile_api_keys(validated, files)
+    introspection = compile_introspection(validated, files)
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, issuers, limits).table()
     ratelimit = compile_ratelimit(validated, files, resources)
@@ -93,12 +95,13 @@ def compile_source(
         rules=rules,
         issuers={issuer.issuer: issuer for issuer in issuers.values()},
         keyrings={name: each.keyring for name, each in keyrings.items()},
+        introspection=introspection,
         ratelimit=ratelimit,
         audit_claims=tuple(document.audit.claims),
         held_limits=held_limits(limits),
         internal_tokens=internal_tokens,
     )
-    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True).encode(), limits, keyrings)
+    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True, by_alias=True).encode(), limits, keyrings)
 
 
 def masked(compiled: CompiledDocument) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sidecar.core.authz import AllOf, AnyOf, Condition, RoleCondition, ScopeCondition, scopes_named
 from sidecar.core.bindings import CostSource
+from sidecar.core.credentials import CookiePlace, HeaderPlace, Place, QueryPlace, Removed, Shape
 from sidecar.core.rules import (
     WARNING_HEADER,
     ExactPath,
@@ -23,6 +24,7 @@ from sidecar.core.rules import (
     parameter_names,
 )
 from sidecar.core.selectors import ClaimSelector, PathParameterSelector, Selector
+from sidecar.policy.compile_authenticate import BEARER, AuthenticateCompiler, Authentication
 from sidecar.policy.compile_limits import compile_selector
 from sidecar.policy.faults import did_you_mean
 from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_template
@@ -62,15 +64,15 @@ class RuleCompiler:
     limits: Mapping[str, LimitBinding]
     _defaults: dict[str, Selector] = field(init=False)
     _identity_headers: tuple[str, ...] = field(init=False)
-    _issuer_sets: dict[tuple[str, ...], Mapping[str, IssuerPolicy]] = field(init=False, default_factory=dict)
-    _forward_default: bool = field(init=False)
+    _authentications: Mapping[int, Authentication] = field(init=False)
+    _places: frozenset[Place] = field(init=False)
     _limit_answers: LimitAnswers = field(init=False)
 
     def __post_init__(self) -> None:
+        self._compile_authentications()
         document = self.validated.document
         upstream = document.upstream
         self._defaults = self._headers(("upstream", "headers"), upstream, None, anonymous=False)
-        self._forward_default = bool(upstream.forward_credential)
         self._limit_answers = _limit_answers(document.answers)
         sections = (upstream, *(rule.upstream for rule in document.rules))
         names = [name for section in sections for name in section.headers]
@@ -80,12 +82,24 @@ class RuleCompiler:
             names.append(document.internal_tokens.header)
         self._identity_headers = identity_headers(names)
 
+    def _compile_authentications(self) -> None:
+        """How each rule authenticates; all places of credentials are known before the first rule is compiled."""
+        compiler = AuthenticateCompiler(self.validated, self.issuers)
+        rules = zip(self.validated.rule_numbers, self.validated.document.rules, strict=True)
+        self._authentications = {
+            number: compiler.compile(("rules", number, "authenticate"), rule.authenticate, _parameters(rule))
+            for number, rule in rules
+        }
+        self._places = frozenset(
+            replace(place, shape=Shape.ANY) for each in self._authentications.values() for place in each.places
+        )
+
     def table(self) -> RuleTable:
         """The table of all rules that are right; names are taken to be unique, and known (see `references`)."""
         rules: dict[str, Rule] = {}
         places: dict[str, int] = {}
         for number, section in zip(self.validated.rule_numbers, self.validated.document.rules, strict=True):
-            rule = self._rule(("rules", number), section)
+            rule = self._rule(("rules", number), section, self._authentications[number])
             if rule is not None and section.name not in rules:
                 rules[section.name] = rule
                 places[section.name] = number
@@ -104,32 +118,32 @@ class RuleCompiler:
                 del rules[conflict.second]
         return RuleTable(())
 
-    def _rule(self, where: PathParts, section: written.RuleSection) -> Rule | None:
+    def _rule(self, where: PathParts, section: written.RuleSection, authentication: Authentication) -> Rule | None:
         match = self._match(where, section.match)
-        template = section.match.path.template
-        parameters = parameter_names(template) if template is not None else ()
+        parameters = _parameters(section)
         anonymous = bool(section.anonymous)
-        issuers = self._accepted_issuers(section)
         if anonymous and section.authorize is not None:
             message = "nobody is proved where the rule is anonymous, so nothing can be required"
             self.validated.fault((*where, "authorize"), message, "authenticate instead of anonymous")
         headers = self._headers((*where, "upstream", "headers"), section.upstream, parameters, anonymous=anonymous)
         limits = self._limits(where, section, parameters)
         authorize = compile_condition(section.authorize) if section.authorize is not None else None
-        forward = section.upstream.forward_credential
-        if anonymous == bool(issuers):
+        if anonymous == bool(authentication.issuers or authentication.composition):
             return None
+        use = section.upstream.credential or self.validated.document.upstream.credential
         return Rule(
             name=section.name,
             match=match,
             anonymous=anonymous,
-            issuers=issuers,
+            issuers=authentication.issuers,
+            composition=authentication.composition,
             authorize=authorize,
             limits=limits,
             upstream_headers=tuple({**self._defaults, **headers}.items()),
             identity_headers=self._identity_headers,
-            forward_credential=self._forward_default if forward is None else forward,
+            removed=self._removed(authentication, forwarded=use == "forward"),
             challenge=challenge(section.realm, section.resource_metadata),
+            challenge_schemes=authentication.schemes,
             challenge_scope=" ".join(scopes_named(authorize)),
             limit_answers=self._limit_answers,
         )
@@ -149,13 +163,15 @@ class RuleCompiler:
             headers=tuple(headers.values()),
         )
 
-    def _accepted_issuers(self, section: written.RuleSection) -> Mapping[str, IssuerPolicy]:
-        if section.authenticate is None:
-            return {}
-        names = tuple(name for name in section.authenticate.issuers if name in self.issuers)
-        if names not in self._issuer_sets:
-            self._issuer_sets[names] = {self.issuers[name].issuer: self.issuers[name] for name in names}
-        return self._issuer_sets[names]
+    def _removed(self, authentication: Authentication, *, forwarded: bool) -> Removed:
+        """The credentials that do not go to the upstream: all that any rule looks for, unless they are forwarded."""
+        if not forwarded:
+            kept: frozenset[Place] = frozenset()
+        elif authentication.places:
+            kept = frozenset(replace(place, shape=Shape.ANY) for place in authentication.places)
+        else:
+            return Removed(headers=())
+        return removed(self._places | {BEARER}, kept)
 
     def _limits(
         self, where: PathParts, section: written.RuleSection, parameters: tuple[str, ...]
@@ -206,6 +222,22 @@ class RuleCompiler:
             accepted = did_you_mean(selector.name, parameters or (), "parameters of the rule's path template")
             message = f"{what} takes the path parameter {selector.name!r}, which the rule's path does not have"
             self.validated.fault(where, message, accepted)
+
+
+def _parameters(section: written.RuleSection) -> tuple[str, ...]:
+    template = section.match.path.template
+    return parameter_names(template) if template is not None else ()
+
+
+def removed(places: Iterable[Place], kept: Iterable[Place]) -> Removed:
+    """What takes the credentials at these places off a request, but for those at the places that are kept."""
+    kept_places = {(type(place), place.name) for place in kept}
+    gone = [place for place in places if (type(place), place.name) not in kept_places]
+    return Removed(
+        headers=tuple(sorted({place.name for place in gone if isinstance(place, HeaderPlace)})),
+        cookies=frozenset(place.name for place in gone if isinstance(place, CookiePlace)),
+        parameters=frozenset(place.name for place in gone if isinstance(place, QueryPlace)),
+    )
 
 
 def _limit_answers(answers: AnswersSection) -> LimitAnswers:

@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field
 
 from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
 from sidecar.policy.api_key_section import KEYRINGS_MAX, ApiKeyring
+from sidecar.policy.authenticate_section import Authenticate, CredentialUse
+from sidecar.policy.binding_sections import TRUSTS_MAX, BoundTokens, CertificatesSection, DpopSection
 from sidecar.policy.fields import (
     Between,
     Duration,
@@ -29,10 +31,12 @@ from sidecar.policy.fields import (
     UpstreamHeaderName,
 )
 from sidecar.policy.internal_tokens_section import InternalTokensSection
+from sidecar.policy.introspection_section import INTROSPECTION_MAX, IntrospectionSection
 from sidecar.policy.limit_sections import AnswersSection, ClaimPath, LimitSection, Selector
 from sidecar.policy.model import BY_KIND, MAPPING, TEXT, Choice, FailureChoice, Model
 from sidecar.policy.ratelimit_section import RateLimitSection
 from sidecar.policy.redis_sections import RedisSection
+from sidecar.policy.revocation_section import AbuseSection, RevocationSection
 from sidecar.policy.sections import (
     AdminSection,
     AuditSection,
@@ -65,7 +69,7 @@ class KeySource(Choice):
     )
 
 
-class Issuer(Model):
+class Issuer(BoundTokens):
     """Whose tokens are accepted, and how they are checked."""
 
     issuer: Text = Field(description="`iss`, compared as an exact string.", examples=["https://issuer.example"])
@@ -135,8 +139,11 @@ class UpstreamSection(Model):
         description="Headers to set from selectors. A client's own headers of these names are always removed.",
         examples=[{"x-user-id": {"claim": "sub"}}],
     )
-    forward_credential: bool | None = Field(
-        None, description="Leave the Authorization header on the request; removed without it.", examples=[False]
+    credential: CredentialUse | None = Field(
+        None,
+        description="What becomes of the credential: `remove` it from the request (as without this key), or `forward` "
+        "it. Credentials that other rules look for are removed in any case, but for anonymous rules that forward.",
+        examples=["forward"],
     )
 
 
@@ -180,14 +187,6 @@ class Match(Model):
         max_length=16,
         description="Headers that must equal a text, or be `{present: true}`.",
         examples=[{"x-api-version": "2"}],
-    )
-
-
-class Authenticate(Model):
-    """Who may be proved."""
-
-    issuers: list[Name] = Field(
-        min_length=1, description="Names of the issuers whose tokens are accepted.", examples=[["main"]]
     )
 
 
@@ -288,6 +287,31 @@ class Document(Model):
         description="Keyrings: API keys of one kind each, by a name that rules refer to.",
         examples=[{"partners": {"prefix": "acme", "environment": "live", "pepper_file": "secrets/pepper"}}],
     )
+    introspection: dict[Name, IntrospectionSection] = Field(
+        {},
+        max_length=INTROSPECTION_MAX,
+        description="Endpoints that know opaque tokens, by a name that rules refer to.",
+        examples=[
+            {
+                "legacy": {
+                    "url": "https://issuer.example/introspect",
+                    "client": {"basic": {"id": "sidecar", "secret_file": "secrets/introspection"}},
+                    "audiences": ["orders-api"],
+                }
+            }
+        ],
+    )
+    dpop: DpopSection | None = Field(
+        None,
+        description="How DPoP proofs are judged; tokens that are bound to a key are refused without it.",
+        examples=[{"origin": "https://api.example.com"}],
+    )
+    certificates: dict[Name, CertificatesSection] = Field(
+        {},
+        max_length=TRUSTS_MAX,
+        description="Where client certificates are found and whom they identify, by a name that others refer to.",
+        examples=[{"mesh": {"source": "peer_certificate", "trust_domains": ["prod.example.com"]}}],
+    )
     limits: dict[Name, LimitSection] = Field(
         {},
         description="Limits, by a name that rules refer to; its counters are shared wherever it is named.",
@@ -323,6 +347,16 @@ class Document(Model):
         None,
         description="The rate limit service for Envoy's ratelimit filter.",
         examples=[{"directory": "./ratelimit"}],
+    )
+    revocation: RevocationSection | None = Field(
+        None,
+        description="What is not believed any more, kept in Redis; nothing can be revoked without it.",
+        examples=[{"lifetime": "1d"}],
+    )
+    abuse: AbuseSection | None = Field(
+        None,
+        description="What keeps guessing slow.",
+        examples=[{"failed_authentications": {"rate": "20/minute"}}],
     )
     audit: AuditSection = Field(
         AuditSection(), description="One event for each decision.", examples=[{"destination": "stdout"}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from sidecar.policy.faults import Fault, Wrong, did_you_mean, shown
 from sidecar.policy.model import TAG_MARK, Choice
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from sidecar.policy.yaml import PathParts, Source
@@ -83,9 +84,9 @@ def _wrong_type(kind: str, value: Any, path: PathParts, *, shows: bool) -> tuple
 
 def _accepted_type(kind: str, value: Any, path: PathParts) -> str:
     model, name = _model_and_key(path)
-    field = model.model_fields.get(name) if model is not None else None
+    field = keys_of(model).get(name)
     if kind == "model_type" and (inner := model_in(field.annotation if field else None)) is not None:
-        return inner.accepted() if issubclass(inner, Choice) else f"a mapping; keys: {', '.join(inner.model_fields)}"
+        return inner.accepted() if issubclass(inner, Choice) else f"a mapping; keys: {', '.join(keys_of(inner))}"
     example = next((e for e in (field.examples or () if field else ()) if isinstance(e, str)), None)
     such_as = f" such as {example}" if kind == "string_type" and example is not None else ""
     quotes = ", in quotes" if kind == "string_type" and isinstance(value, (int, float)) and not such_as else ""
@@ -116,7 +117,8 @@ def _kind_of(value: Any) -> str:
 def _choices(context: dict[str, Any], path: PathParts) -> str:
     """Pydantic's `'a', 'b' or 'c'` (or `True`) as YAML writes it: `a, b, c`; what else may stand there, described."""
     model, name = _model_and_key(path)
-    if model is not None and name in model.model_fields and model_in(model.model_fields[name].annotation) is not None:
+    fields = keys_of(model)
+    if name in fields and model_in(fields[name].annotation) is not None:
         return _description(path)
     words = str(context.get("expected", "")).replace(" or ", ", ").split(", ")
     choices = ", ".join(word.lower() if word in {"True", "False"} else word.strip("'") for word in words)
@@ -126,8 +128,9 @@ def _choices(context: dict[str, Any], path: PathParts) -> str:
 def _range(path: PathParts, context: dict[str, Any]) -> str:
     bounds: dict[str, Any] = dict(context)
     model, name = _model_and_key(path)
-    if model is not None and name in model.model_fields:
-        for rule in model.model_fields[name].metadata:
+    fields = keys_of(model)
+    if name in fields:
+        for rule in fields[name].metadata:
             bounds |= {key: getattr(rule, key) for key in ("ge", "gt", "le", "lt") if hasattr(rule, key)}
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     return " and ".join(f"{word} {bounds[key]}" for key, word in words.items() if key in bounds)
@@ -135,14 +138,15 @@ def _range(path: PathParts, context: dict[str, Any]) -> str:
 
 def _known_keys(path: PathParts) -> str:
     model, name = _model_and_key(path)
-    return did_you_mean(str(name), model.model_fields, "known keys") if model is not None else ""
+    return did_you_mean(str(name), keys_of(model), "known keys") if model is not None else ""
 
 
 def _description(path: PathParts) -> str:
     model, name = _model_and_key(path)
-    if model is None or name not in model.model_fields:
+    fields = keys_of(model)
+    if name not in fields:
         return ""
-    field = model.model_fields[name]
+    field = fields[name]
     inner = model_in(field.annotation)
     description = (field.description or "").rstrip(".")
     text = f"{name}: {description[:1].lower()}{description[1:]}"
@@ -160,10 +164,17 @@ def _model_and_key(path: PathParts) -> tuple[type[BaseModel] | None, str]:
             named = False
             continue
         owner, key = model, part
-        field = model.model_fields.get(part) if model is not None else None
+        field = keys_of(model).get(part)
         annotation = field.annotation if field is not None else None
         model, named = model_in(annotation), get_origin(annotation) is dict
     return owner, key
+
+
+def keys_of(model: type[BaseModel] | None) -> Mapping[str, FieldInfo]:
+    """A model's fields by their keys in the document; none without a model."""
+    if model is None:
+        return {}
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

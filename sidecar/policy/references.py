@@ -32,8 +32,23 @@ def check_references(validated: Validated) -> None:
         _check_who(validated, where, rule)
         authenticate = rule.get("authenticate")
         if isinstance(authenticate, Mapping):
-            _check_names(validated, (*where, "authenticate", "issuers"), authenticate.get("issuers"), "issuers")
+            _check_authenticate(validated, (*where, "authenticate"), authenticate)
         _check_names(validated, (*where, "limits"), rule.get("limits"), "limits")
+
+
+_SECTION_KEYS = {"token": ("issuers", "issuers")}
+"""For each kind of credential: the key that lists names, and the section that they are from."""
+
+
+def _check_authenticate(validated: Validated, where: PathParts, authenticate: Mapping) -> None:
+    _check_names(validated, (*where, "issuers"), authenticate.get("issuers"), "issuers")
+    for together in ("any_of", "all_of"):
+        credentials = authenticate.get(together)
+        for n, credential in enumerate(credentials if isinstance(credentials, Sequence) else ()):
+            for kind, (key, section) in _SECTION_KEYS.items():
+                written = credential.get(kind) if isinstance(credential, Mapping) else None
+                if isinstance(written, Mapping):
+                    _check_names(validated, (*where, together, n, kind, key), written.get(key), section)
 
 
 def _check_who(validated: Validated, where: PathParts, rule: Mapping) -> None:

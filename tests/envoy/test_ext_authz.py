@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sidecar.core.bindings import LimitBinding
 from sidecar.core.context import RequestContext
+from sidecar.core.credentials import Removed
 from sidecar.core.decision import REASONS, Challenge, Decision, DenyReason
 from sidecar.core.issuer import IssuerPolicy, JwksFile
 from sidecar.core.limits import Limit, LimitOutcome, OnFailure
@@ -306,7 +307,7 @@ class TestAllowed:
     def test_credential_is_forwarded_only_where_the_rule_says_so(self):
         """By default nobody behind us sees the token."""
         assert "authorization" in allowed().ok_response.headers_to_remove
-        forwarding = make_rule(forward_credential=True)
+        forwarding = make_rule(removed=Removed(headers=()))
         assert "authorization" not in allowed(forwarding).ok_response.headers_to_remove
 
     def test_a_header_that_is_set_is_never_removed(self):

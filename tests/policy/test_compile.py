@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.authz import AllOf, AnyOf, RoleCondition, ScopeCondition
+from sidecar.core.credentials import Removed
 from sidecar.core.descriptors import Domain
 from sidecar.core.issuer import ALGORITHMS, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.limits import Algorithm, Charge, OnFailure
@@ -111,7 +112,7 @@ def test_a_rule_is_what_the_file_says(full):
     assert rule.challenge == (
         'realm="the \\"orders\\"", resource_metadata="https://api.example.com/.well-known/oauth-protected-resource"'
     )
-    assert rule.forward_credential
+    assert rule.removed == Removed(headers=())
 
 
 def test_a_rules_headers_are_added_to_the_defaults_and_win(full):
