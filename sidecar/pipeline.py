@@ -83,19 +83,17 @@ def begin(
 
     principal: Principal | None = None
     if not rule.anonymous:
-        suspects, revocations = guard.suspects, guard.revocations
+        suspects = guard.suspects
         wait_us = suspects.wait_us(request.source_address, now_us) if suspects.active else 0
         if wait_us:
             findings = KNOWN_ALONE
         composition = rule.composition
         if composition is None:
-            proved = by_bearer(rule, request, cache, keys, now_us, findings)
+            proved = by_bearer(rule, request, cache, keys, now_us, findings, guard.revocations)
         else:
-            proved = compose(composition, request, parameters, cache, keys, now_us, findings, revocations)
+            proved = compose(composition, request, parameters, cache, keys, now_us, findings, guard.revocations)
         if not isinstance(proved, Principal):
             return _unproved(policy, rule, proved, wait_us)
-        if revocations.active and composition is None and (revoked := revocations.fault(proved, now_us)) is not None:
-            return _unproved(policy, rule, revoked)
         principal = proved
 
     unmet, charges = _admit(rule, principal)

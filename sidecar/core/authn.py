@@ -83,6 +83,7 @@ def by_bearer(
     keys: Keys,
     now_us: int,
     findings: Findings = NOTHING_FOUND,
+    revocations: Revocations = NO_REVOCATIONS,
 ) -> Principal | Need | Rejected:
     """The principal that the request's bearer token proves.
 
@@ -93,11 +94,15 @@ def by_bearer(
         keys: The issuers' keys.
         now_us: Microseconds since the epoch.
         findings: What was fetched for this request: an unknown key that was asked for is final.
+        revocations: What is not believed although it is proved.
     """
     text = bearer_token(request)
     if isinstance(text, DenyReason):
         return Rejected(text, "")
-    return by_token(text, accepting, request, cache, keys, now_us, findings)
+    proved = by_token(text, accepting, request, cache, keys, now_us, findings)
+    if revocations.active and isinstance(proved, Principal):
+        return revocations.fault(proved, now_us) or proved
+    return proved
 
 
 def by_token(

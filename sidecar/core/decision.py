@@ -230,6 +230,7 @@ class Decision(Struct, eq=False, gc=False):
         reservation: The name of what the decision holds until it is settled (reservations.py), "" for nothing.
         shadowed: Shadow limits that would have denied.
         warned: Limits above their soft threshold.
+        retry_after_us: Of a denial that no limit of the rule explains: after which time to try again, 0 where unsaid.
     """
 
     reason: DenyReason | None
@@ -243,6 +244,7 @@ class Decision(Struct, eq=False, gc=False):
     reservation: str = ""
     shadowed: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
+    retry_after_us: int = 0
     detail: str = ""
     """For the operator's eyes (audit, explain): which claim, which scope. Never sent to a client, holds no secret."""
 

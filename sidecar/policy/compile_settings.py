@@ -8,6 +8,7 @@ from sidecar.policy.compile_redis import compile_redis
 from sidecar.policy.durations import seconds
 from sidecar.policy.fields import parse_address
 from sidecar.policy.ratelimit_section import compile_xds
+from sidecar.policy.revocation_section import compile_abuse, compile_revocation
 from sidecar.policy.settings import Settings
 from sidecar.policy.tls_files import check_authorities, check_key_pair
 from sidecar.transport.service import Address, ServerLimits, TlsFiles, UnixAddress
@@ -47,6 +48,8 @@ def compile_settings(validated: Validated, files: Files) -> Settings:
         local_share=document.local_share,
         audit=audit if isinstance(audit, str) else str(files.path(audit.file)),
         log_level=document.log.level,
+        revocation=compile_revocation(validated, files),
+        failed_authentications=compile_abuse(validated),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
+    from sidecar.core.limits import Limit
     from sidecar.core.secret import Secret
     from sidecar.transport.service import Address, ServerLimits, TcpAddress, TlsFiles
 
@@ -112,6 +113,23 @@ class XdsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationSettings:
+    """How revocations are kept and followed.
+
+    Attributes:
+        lifetime_us: How long a revoked token, subject or session stays so, unless it is said.
+        deny_unknown: Refuse everybody while it is not known what is revoked.
+        stale_after_s: When what is known is not known any more.
+        admin_secret: Who shows it may revoke at the admin listener; None: nobody may.
+    """
+
+    lifetime_us: int
+    deny_unknown: bool
+    stale_after_s: float
+    admin_secret: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the process runs. Times in seconds.
 
@@ -119,6 +137,8 @@ class Settings:
         redis: None where nothing is limited.
         local_share: With `OnFailure.LOCAL`: the part of each limit that one instance grants by itself, over 0, to 1.
         audit: "stdout", "none", or the path of a file.
+        revocation: None: nothing is revoked.
+        failed_authentications: The budget of each source; None: without bound.
     """
 
     listen: tuple[Address, ...]
@@ -135,3 +155,5 @@ class Settings:
     local_share: float
     audit: str
     log_level: Literal["debug", "info", "warning", "error"]
+    revocation: RevocationSettings | None = None
+    failed_authentications: Limit | None = None
