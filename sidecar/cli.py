@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.set_defaults(command=_explain)
     _add_limits(commands)
+    _add_keys(commands)
     _add_conformance(commands)
     return parser
 
@@ -169,6 +170,89 @@ def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             action.add_argument("--count", type=int, default=20, metavar="N", help="how many; %(default)s without it")
 
 
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    epilog = (
+        "A key is named by its id, the part after its prefix. Durations are such as 90d or 12h; dates are such as "
+        "2030-01-31 or 2030-01-31T12:00:00Z. Exit status: 0 done; 1 the policy was refused, or the keys could not be "
+        "had; 2 the command line is wrong."
+    )
+    keys = commands.add_parser(
+        "keys",
+        help="make API keys, list, rotate, revoke, import and prune them",
+        description="Makes and changes the API keys of a keyring, in the policy's Redis or in the keyring's file.",
+        epilog=epilog,
+    )
+    actions = keys.add_subparsers(metavar="ACTION", required=True)
+    for name, text in (
+        ("create", "make a key, and print it on standard output, once"),
+        ("list", "the keys of a keyring, and when they were used last"),
+        ("show", "what is kept of a key"),
+        ("rotate", "give a key another secret, and accept the one before for a while"),
+        ("revoke", "refuse a key from now on, on all sidecars within a second"),
+        ("import", "take keys over that were made elsewhere"),
+        ("prune", "forget keys that have long expired or been revoked"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
+        action.add_argument("--keyring", required=True, metavar="NAME", help="the keyring's name in the policy")
+        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
+        action.set_defaults(command=_keys, action=name)
+        if name in {"show", "rotate", "revoke"}:
+            action.add_argument("key_id", metavar="KEY_ID", help="the key's id")
+        if name in {"create", "import"}:
+            action.add_argument("--created-by", metavar="WHO", help="who makes it; the user's name without it")
+        if name in _KEY_OPTIONS:
+            _KEY_OPTIONS[name](action)
+
+
+def _add_create_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--owner", required=True, metavar="WHO", help="who the key is: the principal's subject")
+    for option, text in (
+        ("--scopes", "what it may"),
+        ("--roles", "what its owner is"),
+        ("--networks", "networks such as 192.0.2.0/24 that may use it; any without"),
+        ("--hosts", "hosts such as api.example.com or *.example.com that it may be used at; any without"),
+        ("--methods", "methods that it may be used with; any without"),
+    ):
+        action.add_argument(option, action="append", default=[], metavar="A,B", help=f"{text}; may be repeated")
+    action.add_argument("--tenant", default="", metavar="NAME", help="on whose behalf it acts")
+    action.add_argument("--tier", default="", metavar="NAME", help="its plan")
+    expires = "a duration, a date, or never; the keyring's lifetime without it"
+    action.add_argument("--expires", metavar="WHEN", help=expires)
+    action.add_argument("--not-before", metavar="WHEN", help="a duration or a date; at once without it")
+    metadata = "for your own use; a claim of the principal; may be repeated"
+    action.add_argument("--metadata", action="append", default=[], metavar="NAME=VALUE", help=metadata)
+
+
+def _add_list_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--owner", default="", metavar="WHO", help="only this owner's")
+    action.add_argument("--count", type=int, default=1000, metavar="N", help="how many; %(default)s without it")
+
+
+def _add_rotate_options(action: argparse.ArgumentParser) -> None:
+    overlap = "how long the secret before is accepted too; 0s: not at all; %(default)s without it"
+    action.add_argument("--overlap", default="1d", metavar="DURATION", help=overlap)
+    action.add_argument("--expires", metavar="WHEN", help="a duration, a date, or never; as before without it")
+
+
+def _add_import_options(action: argparse.ArgumentParser) -> None:
+    described = "one JSON object a line: key, sha256 or hash, owner, and any field of a record; - for standard input"
+    action.add_argument("file", metavar="FILE", help=described)
+
+
+def _add_prune_options(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--older-than", required=True, metavar="DURATION", help="for how long they have been refused")
+
+
+_KEY_OPTIONS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
+    "create": _add_create_options,
+    "list": _add_list_options,
+    "rotate": _add_rotate_options,
+    "import": _add_import_options,
+    "prune": _add_prune_options,
+}
+
+
 def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     conformance = commands.add_parser(
         "conformance",
@@ -197,6 +281,12 @@ def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
 def _limits(arguments: argparse.Namespace) -> int:
     from sidecar.limits_command import run  # noqa: PLC0415 - see the module's head
+
+    return run(arguments)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from sidecar.keys_command import run  # noqa: PLC0415 - see the module's head
 
     return run(arguments)
 

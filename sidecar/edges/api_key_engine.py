@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sidecar.core.api_key_records import RecordError, decode_record, hold
 from sidecar.core.api_keys import NO_RECORD
 from sidecar.core.limits import StoreFailure
-from sidecar.edges.api_key_store import KeyNews, KeyStoreError, RedisKeyStore
+from sidecar.edges.api_key_store import NEWS_READ_MAX, KeyNews, KeyStoreError, RedisKeyStore
 
 if TYPE_CHECKING:
     from sidecar.core.api_keys import Keyring, NeedApiKey
@@ -256,13 +256,15 @@ class ApiKeyEngine:
             for look_up in self._look_ups.values():
                 look_up.again = True
             return newest
-        changed, last = await self._news.after(last)
-        for name in changed:
-            if (changed_in := self._keyrings.get(name[0])) is not None and changed_in.records is None:
-                changed_in.known.forget(name[1])
-            if (under_way := self._look_ups.get(name)) is not None:
-                under_way.again = True
-        return last
+        while True:
+            changed, last = await self._news.after(last)
+            for name in changed:
+                if (changed_in := self._keyrings.get(name[0])) is not None and changed_in.records is None:
+                    changed_in.known.forget(name[1])
+                if (under_way := self._look_ups.get(name)) is not None:
+                    under_way.again = True
+            if len(changed) < NEWS_READ_MAX:
+                return last
 
     async def _note_uses(self) -> None:
         while True:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHARDS: Final = 256
 NEWS_KEPT_MAX: Final = 100_000
 NEWS_READ_MAX: Final = 1_000
-"""News taken at a time; a sidecar that is further behind takes the rest with the next poll."""
+"""News taken at a time."""
 AT_ONCE_MAX: Final = 256
 """Commands under way at a time, and records of a shard read at a time."""
 
@@ -80,6 +80,8 @@ class RedisKeyStore:
     async def create(self, records: Sequence[KeyRecord]) -> list[KeyRecord]:
         """Add keys; those whose id is taken are returned, and nothing was changed of them.
 
+        Nobody is told: that no key has an id is forgotten within seconds.
+
         Raises:
             KeyStoreError: There is no answer.
         """
@@ -92,10 +94,7 @@ class RedisKeyStore:
 
     async def _create(self, record: KeyRecord) -> bool:
         key = self.records_key(record.id)
-        added = bool(await self._ask(b"HSETNX", key, record.id.encode(), msgspec.json.encode(record), key=key))
-        if added:
-            await self._tell(record.id)  # a sidecar may remember that no key has this id
-        return added
+        return bool(await self._ask(b"HSETNX", key, record.id.encode(), msgspec.json.encode(record), key=key))
 
     async def replace(self, old: KeyRecord, new: KeyRecord) -> None:
         """Change a key, and tell all sidecars.
@@ -113,16 +112,16 @@ class RedisKeyStore:
         await self._tell(old.id)
 
     async def remove(self, key_ids: Sequence[str]) -> None:
-        """Forget keys.
+        """Forget keys that are refused already: nobody is told.
 
         Raises:
             KeyStoreError: There is no answer.
         """
-        for key_id in key_ids:
-            key, used = self.records_key(key_id), self._key(_shard(key_id), "used")
-            await self._ask(b"HDEL", key, key_id.encode(), key=key)
-            await self._ask(b"HDEL", used, key_id.encode(), key=used)
-            await self._tell(key_id)
+        for kind in ("records", "used"):
+            for shard, ids in _by_shard(key_ids).items():
+                key = self._key(shard, kind)
+                for at in range(0, len(ids), AT_ONCE_MAX):
+                    await self._ask(b"HDEL", key, *(each.encode() for each in ids[at : at + AT_ONCE_MAX]), key=key)
 
     async def all(self) -> AsyncIterator[KeyRecord]:
         """Every record, in no order; one that is added meanwhile may be missing.
