@@ -117,10 +117,40 @@ class TokenCredential(Model):
     )
 
 
+class ApiKeyCredential(Model):
+    """An API key."""
+
+    keyrings: list[Name] = Field(
+        min_length=1, description="Names of the keyrings (`api_keys`) whose keys are accepted.", examples=[["partners"]]
+    )
+    place: CredentialPlace | None = Field(
+        None, alias="in", description="Where it is; `X-Api-Key` without it.", examples=[{"header": "x-api-key"}]
+    )
+
+
+class OpaqueTokenCredential(Model):
+    """A token about which an endpoint is asked (RFC 7662)."""
+
+    introspection: Name = Field(
+        description="Name of the endpoint (`introspection`) that is asked about it.", examples=["legacy"]
+    )
+    place: CredentialPlace | None = Field(
+        None,
+        alias="in",
+        description="Where it is; `Authorization: Bearer` without it. A `token` may be there as well: whatever has the "
+        "form of a signed token is taken for one.",
+        examples=[{"header": "authorization", "scheme": "Bearer"}],
+    )
+
+
 class Credential(Choice):
     """One kind of credential."""
 
     token: TokenCredential | None = Field(None, description="A signed token.", examples=[{"issuers": ["main"]}])
+    api_key: ApiKeyCredential | None = Field(None, description="An API key.", examples=[{"keyrings": ["partners"]}])
+    opaque_token: OpaqueTokenCredential | None = Field(
+        None, description="A token about which an endpoint is asked.", examples=[{"introspection": "legacy"}]
+    )
 
 
 class StepUpSection(Model):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.core.policy import Policy
 from sidecar.core.secret import MASK
 from sidecar.policy.api_key_section import compile_api_keys
+from sidecar.policy.compile_authenticate import Provers
 from sidecar.policy.compile_issuers import compile_issuers
 from sidecar.policy.compile_limits import compile_limits, held_limits
 from sidecar.policy.compile_rules import RuleCompiler
@@ -84,8 +85,9 @@ def compile_source(
     issuers = compile_issuers(validated, files)
     keyrings = compile_api_keys(validated, files)
     introspection = compile_introspection(validated, files)
+    provers = Provers(issuers, {name: each.keyring for name, each in keyrings.items()}, introspection)
     limits = compile_limits(validated)
-    rules = RuleCompiler(validated, issuers, limits).table()
+    rules = RuleCompiler(validated, provers, limits).table()
     ratelimit = compile_ratelimit(validated, files, resources)
     internal_tokens = compile_internal_tokens(validated, files)
     if validated.faults:
@@ -94,14 +96,16 @@ def compile_source(
         generation=generation,
         rules=rules,
         issuers={issuer.issuer: issuer for issuer in issuers.values()},
-        keyrings={name: each.keyring for name, each in keyrings.items()},
+        keyrings=provers.keyrings,
         introspection=introspection,
         ratelimit=ratelimit,
         audit_claims=tuple(document.audit.claims),
         held_limits=held_limits(limits),
         internal_tokens=internal_tokens,
     )
-    return CompiledDocument(policy, settings, document.model_dump_json(exclude_none=True, by_alias=True).encode(), limits, keyrings)
+    return CompiledDocument(
+        policy, settings, document.model_dump_json(exclude_none=True, by_alias=True).encode(), limits, keyrings
+    )
 
 
 def masked(compiled: CompiledDocument) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sidecar.core.api_keys import ApiKeyMethod
 from sidecar.core.authn import Composition, HostLabel, OneTenant, PathTenant, StepUp, TenantSource, TokenMethod
 from sidecar.core.credentials import CookiePlace, HeaderPlace, Place, QueryPlace, Shape
+from sidecar.core.introspection import OpaqueTokens
 from sidecar.core.limits import US_PER_S
 from sidecar.policy import durations
 from sidecar.policy.faults import did_you_mean
@@ -16,6 +18,8 @@ from sidecar.policy.fields import parse_header
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sidecar.core.api_keys import Keyring
+    from sidecar.core.introspection import IntrospectionPolicy
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.methods import Method
     from sidecar.policy import authenticate_section as written
@@ -52,12 +56,20 @@ class _Part(NamedTuple):
     scheme: str
 
 
+class Provers(NamedTuple):
+    """What rules may name to prove somebody, each by its name."""
+
+    issuers: Mapping[str, IssuerPolicy]
+    keyrings: Mapping[str, Keyring]
+    introspection: Mapping[str, IntrospectionPolicy]
+
+
 @dataclass(slots=True, eq=False)
 class AuthenticateCompiler:
     """Compiles `authenticate` sections; what several have in common is built once."""
 
     validated: Validated
-    issuers: Mapping[str, IssuerPolicy]
+    provers: Provers
     _issuer_sets: dict[tuple[str, ...], Mapping[str, IssuerPolicy]] = field(init=False, default_factory=dict)
 
     def compile(
@@ -111,16 +123,24 @@ class AuthenticateCompiler:
     def _part(self, credential: written.Credential, shape: Shape) -> _Part | None:
         """The credential as a method; None where something that it names is not there, which is reported elsewhere."""
         kind, section = credential.chosen
-        place = compile_place(kind, getattr(section, "place", None), shape)
-        issuers = self._accepted(section.issuers)
-        if not issuers:
-            return None
-        return _Part(kind, TokenMethod(issuers, place), place, "Bearer")
+        place = compile_place(kind, section.place, shape)
+        match kind:
+            case "token":
+                issuers = self._accepted(section.issuers)
+                return _Part(kind, TokenMethod(issuers, place), place, "Bearer") if issuers else None
+            case "api_key":
+                known = self.provers.keyrings
+                keyrings = tuple(known[name] for name in dict.fromkeys(section.keyrings) if name in known)
+                return _Part(kind, ApiKeyMethod(keyrings, place), place, "ApiKey") if keyrings else None
+            case _:
+                endpoint = self.provers.introspection.get(section.introspection)
+                return _Part(kind, OpaqueTokens(endpoint, place), place, "Bearer") if endpoint is not None else None
 
     def _accepted(self, written_names: Sequence[str]) -> Mapping[str, IssuerPolicy]:
-        names = tuple(name for name in written_names if name in self.issuers)
+        issuers = self.provers.issuers
+        names = tuple(name for name in written_names if name in issuers)
         if names not in self._issuer_sets:
-            self._issuer_sets[names] = {self.issuers[name].issuer: self.issuers[name] for name in names}
+            self._issuer_sets[names] = {issuers[name].issuer: issuers[name] for name in names}
         return self._issuer_sets[names]
 
     def _check_places(self, where: PathParts, credentials: Sequence[written.Credential], *, every: bool) -> list[Shape]:

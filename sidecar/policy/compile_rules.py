@@ -24,14 +24,13 @@ from sidecar.core.rules import (
     parameter_names,
 )
 from sidecar.core.selectors import ClaimSelector, PathParameterSelector, Selector
-from sidecar.policy.compile_authenticate import BEARER, AuthenticateCompiler, Authentication
+from sidecar.policy.compile_authenticate import BEARER, AuthenticateCompiler, Authentication, Provers
 from sidecar.policy.compile_limits import compile_selector
 from sidecar.policy.faults import did_you_mean
 from sidecar.policy.fields import parse_header, parse_host, parse_path, parse_prefix, parse_template
 
 if TYPE_CHECKING:
     from sidecar.core.bindings import LimitBinding
-    from sidecar.core.issuer import IssuerPolicy
     from sidecar.policy import document as written
     from sidecar.policy.limit_sections import AnswersSection
     from sidecar.policy.validate import Validated
@@ -60,7 +59,7 @@ class RuleCompiler:
     """Compiles rules one after the other; what several rules have in common is built once."""
 
     validated: Validated
-    issuers: Mapping[str, IssuerPolicy]
+    provers: Provers
     limits: Mapping[str, LimitBinding]
     _defaults: dict[str, Selector] = field(init=False)
     _identity_headers: tuple[str, ...] = field(init=False)
@@ -84,7 +83,7 @@ class RuleCompiler:
 
     def _compile_authentications(self) -> None:
         """How each rule authenticates; all places of credentials are known before the first rule is compiled."""
-        compiler = AuthenticateCompiler(self.validated, self.issuers)
+        compiler = AuthenticateCompiler(self.validated, self.provers)
         rules = zip(self.validated.rule_numbers, self.validated.document.rules, strict=True)
         self._authentications = {
             number: compiler.compile(("rules", number, "authenticate"), rule.authenticate, _parameters(rule))

@@ -36,8 +36,15 @@ def check_references(validated: Validated) -> None:
         _check_names(validated, (*where, "limits"), rule.get("limits"), "limits")
 
 
-_SECTION_KEYS = {"token": ("issuers", "issuers")}
-"""For each kind of credential: the key that lists names, and the section that they are from."""
+_SECTION_KEYS = {
+    "token": ("issuers", "issuers"),
+    "api_key": ("keyrings", "api_keys"),
+    "opaque_token": ("introspection", "introspection"),
+}
+"""For each kind of credential: the key that holds a name or several, and the section that they are from."""
+
+
+_NAMES_ONE = frozenset({"opaque_token"})
 
 
 def _check_authenticate(validated: Validated, where: PathParts, authenticate: Mapping) -> None:
@@ -47,8 +54,13 @@ def _check_authenticate(validated: Validated, where: PathParts, authenticate: Ma
         for n, credential in enumerate(credentials if isinstance(credentials, Sequence) else ()):
             for kind, (key, section) in _SECTION_KEYS.items():
                 written = credential.get(kind) if isinstance(credential, Mapping) else None
-                if isinstance(written, Mapping):
-                    _check_names(validated, (*where, together, n, kind, key), written.get(key), section)
+                if not isinstance(written, Mapping):
+                    continue
+                at, names = (*where, together, n, kind, key), written.get(key)
+                if kind in _NAMES_ONE and isinstance(names, str):
+                    _check_name(validated, at, names, section)
+                elif kind not in _NAMES_ONE:
+                    _check_names(validated, at, names, section)
 
 
 def _check_who(validated: Validated, where: PathParts, rule: Mapping) -> None:
@@ -60,15 +72,18 @@ def _check_who(validated: Validated, where: PathParts, rule: Mapping) -> None:
 
 
 def _check_names(validated: Validated, where: PathParts, names: Any, section: str) -> None:
-    if not isinstance(names, Sequence):
-        return
-    known, seen = validated.names[section], set[str]()
-    for n, name in enumerate(names):
+    seen = set[str]()
+    for n, name in enumerate(names if isinstance(names, Sequence) else ()):
         if not isinstance(name, str):
             continue
-        if name not in known:
-            accepted = did_you_mean(name, known, section)
-            validated.fault((*where, n), f"there is no {name!r} among the {section}", accepted)
-        elif name in seen:
+        if _check_name(validated, (*where, n), name, section) and name in seen:
             validated.fault((*where, n), f"{name!r} is listed twice", "each name once")
         seen.add(name)
+
+
+def _check_name(validated: Validated, where: PathParts, name: str, section: str) -> bool:
+    known = validated.names[section]
+    if name not in known:
+        accepted = did_you_mean(name, known, section)
+        validated.fault(where, f"there is no {name!r} among the {section}", accepted)
+    return name in known
