@@ -23,6 +23,7 @@ from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
 from sidecar.core.limits import US_PER_S, Algorithm
 from sidecar.core.paths import canonical, canonical_host
+from sidecar.core.redaction import masked_text
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges.audit_record import audit_record
 from sidecar.edges.holds import new_hold
@@ -137,7 +138,21 @@ async def _explain(policy: Policy, message: bytes) -> Explanation:
     )
     record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))
     steps = _steps(decision, charges, message)
-    return Explanation(tuple(steps), msgspec.to_builtins(record), answer)
+    shown = tuple((name, masked_text(found)) for name, found in steps)
+    return Explanation(shown, msgspec.to_builtins(record), _masked(answer))
+
+
+def _masked(answer: Any) -> Any:
+    """The answer without tokens in it: one that the upstream would be told, or that the request's path holds."""
+    match answer:
+        case str():
+            return masked_text(answer)
+        case dict():
+            return {name: _masked(value) for name, value in answer.items()}
+        case list():
+            return [_masked(value) for value in answer]
+        case _:
+            return answer
 
 
 async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Charge]]:
