@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sidecar.core import token as tokens
 from sidecar.core.claims import Rejected
+from sidecar.core.confirmation import confirm, dpop_token, is_bound, shown_as_dpop
 from sidecar.core.credentials import bearer_token
 from sidecar.core.decision import DenyReason
 from sidecar.core.methods import NOTHING_FOUND
@@ -97,9 +98,13 @@ def by_bearer(
         revocations: What is not believed although it is proved.
     """
     text = bearer_token(request)
+    sent_as_dpop = False
     if isinstance(text, DenyReason):
-        return Rejected(text, "")
-    proved = by_token(text, accepting, request, cache, keys, now_us, findings)
+        bound = dpop_token(request)
+        if bound is None:
+            return Rejected(text, "")
+        text, sent_as_dpop = bound, True
+    proved = by_token(text, accepting, request, cache, keys, now_us, findings, confirms=sent_as_dpop)
     if revocations.active and isinstance(proved, Principal):
         return revocations.fault(proved, now_us) or proved
     return proved
@@ -108,23 +113,57 @@ def by_bearer(
 def by_token(
     text: str,
     accepting: Accepting,
-    request: RequestContext,  # noqa: ARG001
+    request: RequestContext,
     cache: TokenCache,
     keys: Keys,
     now_us: int,
     findings: Findings,
+    *,
+    confirms: bool = False,
+    require_dpop: bool = False,
 ) -> Principal | Need | Rejected:
-    """The principal that a token proves, wherever on the request it was."""
+    """The principal that a token proves, wherever on the request it was.
+
+    What the token is bound to is proved anew on each request: what is kept of a token says nothing of that. With
+    `confirms` the token came in a way that only bound tokens may; with `require_dpop`, too, others are refused. The
+    rest is as of `by_bearer`.
+    """
     cached = cache.get(text)
     if cached is not None:
         issuer = accepting.issuers.get(cached.issuer.issuer)
         if issuer is not None and cached.holds(issuer, keys.keys(issuer)):
-            if cached.begins_us <= now_us < cached.expires_us:
-                return cached.principal
-            return tokens.still_valid(cached.principal, issuer, now_us) or cached.principal
+            if not cached.begins_us <= now_us < cached.expires_us:
+                fault = tokens.still_valid(cached.principal, issuer, now_us)
+                if fault is not None:
+                    return fault
+            if cached.bound or confirms:
+                return _confirmed(cached.principal, text, issuer, request, findings, now_us, require_dpop=require_dpop)
+            return cached.principal
     if findings is KNOWN_ALONE:
         return TOO_OFTEN
-    return _prove(text, accepting, cache, keys, now_us, findings)
+    proved = _prove(text, accepting, cache, keys, now_us, findings)
+    if not isinstance(proved, Principal):
+        return proved
+    issuer = accepting.issuers[str(proved.claims["iss"])]
+    if confirms or is_bound(proved.claims, issuer.binding):
+        return _confirmed(proved, text, issuer, request, findings, now_us, require_dpop=require_dpop)
+    return proved
+
+
+def _confirmed(
+    principal: Principal,
+    text: str,
+    issuer: IssuerPolicy,
+    request: RequestContext,
+    findings: Findings,
+    now_us: int,
+    *,
+    require_dpop: bool,
+) -> Principal | Need | Rejected:
+    """The principal, if the request proves what the token is bound to."""
+    claims = principal.claims
+    fault = confirm(claims, text, issuer.binding, request, findings, now_us, require_dpop=require_dpop)
+    return principal if fault is None else fault
 
 
 def _prove(
@@ -161,10 +200,11 @@ def _prove(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenMethod:
-    """Tokens of some issuers, at one place."""
+    """Tokens of some issuers, at one place; with `require_dpop` only those that are bound to a key."""
 
     issuers: Mapping[str, IssuerPolicy]
     place: Place
+    require_dpop: bool = False
     token_bytes_max: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -284,7 +324,11 @@ def compose(
     proved: list[Principal] = []
     for method, text in shown:
         if isinstance(method, TokenMethod):
-            one = by_token(text, method, request, cache, keys, now_us, findings)
+            required = method.require_dpop
+            by_dpop = required or shown_as_dpop(text, request)
+            one = by_token(
+                text, method, request, cache, keys, now_us, findings, confirms=by_dpop, require_dpop=required
+            )
         else:
             one = method.prove(text, request, findings, now_us)
         if not isinstance(one, Principal):

@@ -51,7 +51,7 @@ def believe(
     `signed_by` is that key's `kid`, "" where it has none.
     """
     fault = (
-        _confirmation_fault(claims)
+        _confirmation_fault(claims, issuer)
         or _type_fault(claims, token_type, issuer)
         or _audience_fault(claims, issuer)
         or _date_fault(claims, issuer, now_us)
@@ -122,10 +122,13 @@ def _time_fault(claims: Mapping[str, Json], issuer: IssuerPolicy, now_us: int) -
     return None
 
 
-def _confirmation_fault(claims: dict[str, Json]) -> Rejected | None:
-    """A token that is bound to a key (RFC 7800) must not pass for one that any bearer may use."""
-    if "cnf" in claims:
-        return Rejected(DenyReason.TOKEN_BINDING_UNSUPPORTED, "cnf is present, and no proof of possession is supported")
+def _confirmation_fault(claims: dict[str, Json], issuer: IssuerPolicy) -> Rejected | None:
+    """A token that is bound to a key (RFC 7800) must not pass for one that any bearer may use.
+
+    Where the policy says how that is proved, `confirmation.confirm` asks for it on each request.
+    """
+    if "cnf" in claims and issuer.binding is None:
+        return Rejected(DenyReason.TOKEN_BINDING_UNSUPPORTED, "cnf is present, and the policy proves no possession")
     return None
 
 

@@ -88,16 +88,29 @@ def _digest(value: Json) -> bytes | None:
     return digest if len(digest) == _DIGEST_BYTES else None
 
 
-def shown_as_dpop(token: str, request: RequestContext) -> bool:
-    """Whether the token came as `Authorization: DPoP <token>` (RFC 9449 section 7.1); the scheme in any case."""
+def is_bound(claims: Mapping[str, Json], binding: Binding | None) -> bool:
+    """Whether `confirm` has to be asked for these claims on every request, under whatever scheme they come."""
+    return "cnf" in claims or (binding is not None and binding.require_dpop)
+
+
+def dpop_token(request: RequestContext) -> str | None:
+    """The token of `Authorization: DPoP <token>` (RFC 9449 section 7.1), the scheme in any case; None without one."""
     value = request.headers.get("authorization") or ""
-    return value[:5].lower() == "dpop " and value[5:] == token
+    if value[:5].lower() != "dpop " or "," in value or "authorization" in request.repeated:
+        return None
+    token = value[5:]
+    return token if token and token[0] != " " else None
+
+
+def shown_as_dpop(token: str, request: RequestContext) -> bool:
+    """Whether this token came under the scheme `DPoP`."""
+    return dpop_token(request) == token
 
 
 def confirm(
     claims: Mapping[str, Json],
     token: str,
-    binding: Binding,
+    binding: Binding | None,
     request: RequestContext,
     findings: Findings,
     now_us: int,
@@ -106,13 +119,13 @@ def confirm(
 ) -> ProofResult:
     """Whether the request proves what the token is bound to; None: it does, or the token is bound to nothing.
 
-    To be asked on every request whose token has `cnf`, or came under the scheme `DPoP`, or where binding is required;
-    for any other the answer is None.
+    To be asked on every request whose token `is_bound`, or came under the scheme `DPoP`, or where the rule requires
+    DPoP; for any other the answer is None.
 
     Args:
         claims: Verified.
         token: As sent.
-        binding: Of the token's issuer.
+        binding: Of the token's issuer; None: bound tokens are refused.
         request: Carries token, proof and certificate; `dpop_nonce` may be set on it.
         findings: What was fetched for this request.
         now_us: Microseconds since the epoch.
@@ -121,6 +134,7 @@ def confirm(
     bound = confirmation_of(claims)
     if isinstance(bound, Rejected):
         return bound
+    binding = binding or NO_BINDING
     thumbprint = bound.thumbprint if bound is not None else b""
     if not thumbprint and (require_dpop or binding.require_dpop):
         return Rejected(DenyReason.TOKEN_UNBOUND, "the token is not bound to a key, and DPoP is required")

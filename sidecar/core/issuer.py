@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from sidecar.core.confirmation import Binding
 
 SYMMETRIC: frozenset[str] = frozenset({"HS256", "HS384", "HS512"})
 """Message authentication codes (RFC 7518 section 3.2): accepted only with keys declared as such, from a file."""
@@ -108,6 +111,36 @@ KeySource: TypeAlias = JwksUrl | OidcDiscovery | JwksFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSettings:
+    """How an issuer's keys are fetched, beside from where. Files are named by their paths; times in seconds.
+
+    Attributes:
+        insecure_http: Allows http://, to loopback only.
+        ca_file: PEM file of the authorities that may vouch for the server; the system's where None.
+        client_certificate, client_key: PEM files shown to servers that ask for a certificate; both or neither.
+        proxy: `http://host:port` that is asked to CONNECT; None: straight to the server.
+        headers: Names of headers, each with the file that holds its value; sent to the origin in the policy alone.
+        timeout_s: For one document as a whole.
+        connect_timeout_s: For the connection, TLS and the proxy's part of it included.
+        read_timeout_s: Between two pieces of an answer.
+        body_bytes_max: Longest document that is read.
+        private_addresses: A discovered `jwks_uri` on another host than the issuer's may be on a private network.
+    """
+
+    insecure_http: bool = False
+    ca_file: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+    proxy: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    timeout_s: float = 5.0
+    connect_timeout_s: float = 2.0
+    read_timeout_s: float = 5.0
+    body_bytes_max: int = JWKS_BYTES_MAX
+    private_addresses: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IssuerPolicy:
     """One issuer.
 
@@ -124,11 +157,14 @@ class IssuerPolicy:
         max_age_s: Longest time since iat, whatever exp says.
         required_claims, forbidden_claims: Paths of claims that must, or must not, be there; null is not there.
         scope_claim, roles_claim, tier_claim, tenant_claim: Paths of claim names; `()` for none.
-        insecure_http: Allows http:// (loopback only) for fetching keys.
         allow_missing_kid: Without `kid`, the single key that fits the algorithm is used, if there is exactly one.
         refresh_s: How often keys are fetched in the background (plus or minus 10 %).
+        fetch: How they are fetched.
+        keys_max: Keys in one set.
         keys_stale_s_max: How long the last good keys are used while fetching fails.
+        keys_persist: File in which the last good keys outlive a restart.
         required: Not ready until its keys have been loaded once.
+        binding: How the bindings of its tokens are proved; None: bound tokens are refused.
     """
 
     name: str
@@ -151,10 +187,11 @@ class IssuerPolicy:
     tier_claim: tuple[str, ...] = ()
     tenant_claim: tuple[str, ...] = ()
     token_bytes_max: int = TOKEN_BYTES_MAX
-    insecure_http: bool = False
-    ca_file: str | None = None
     allow_missing_kid: bool = True
     refresh_s: int = 300
-    fetch_timeout_s: float = 5.0
+    fetch: FetchSettings = FetchSettings()
+    keys_max: int = KEYS_MAX
     keys_stale_s_max: int = 86_400
+    keys_persist: str | None = None
     required: bool = True
+    binding: Binding | None = None

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sidecar.core.claims import valid_within_us
+from sidecar.core.confirmation import is_bound
 from sidecar.core.issuer import TOKEN_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -36,15 +37,17 @@ class CachedToken:
 
     Attributes:
         begins_us, expires_us: `token.still_valid` is None from the one on and before the other, under `issuer`.
+        bound: `confirmation.confirm` must be asked on each request: it is bound to a key or certificate, or has to be.
     """
 
-    __slots__ = ("_keys", "begins_us", "cost_bytes", "expires_us", "issuer", "key", "principal")
+    __slots__ = ("_keys", "begins_us", "bound", "cost_bytes", "expires_us", "issuer", "key", "principal")
 
     def __init__(
         self, issuer: IssuerPolicy, keys: KeySet, key: VerificationKey, principal: Principal, cost_bytes: int
     ) -> None:
         self.issuer = issuer
         self.begins_us, self.expires_us = valid_within_us(principal, issuer)
+        self.bound = is_bound(principal.claims, issuer.binding)
         self.key = key
         self.principal = principal
         self.cost_bytes = cost_bytes
@@ -64,6 +67,7 @@ class CachedToken:
                 return False
             self.issuer = issuer
             self.begins_us, self.expires_us = valid_within_us(self.principal, issuer)
+            self.bound = is_bound(self.principal.claims, issuer.binding)
         return True
 
 
