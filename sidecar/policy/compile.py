@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sidecar.core.policy import Policy
 from sidecar.core.secret import MASK
 from sidecar.policy.api_key_section import compile_api_keys
+from sidecar.policy.binding_sections import compile_bindings
 from sidecar.policy.compile_authenticate import Provers
 from sidecar.policy.compile_issuers import compile_issuers
 from sidecar.policy.compile_limits import compile_limits, held_limits
@@ -82,9 +83,10 @@ def compile_source(
     document = validated.document
     files = Files(directory, validated)
     settings = compile_settings(validated, files)
-    issuers = compile_issuers(validated, files)
+    bindings = compile_bindings(validated, files)
+    issuers = bindings.issuers(compile_issuers(validated, files))
     keyrings = compile_api_keys(validated, files)
-    introspection = compile_introspection(validated, files)
+    introspection = bindings.introspection(compile_introspection(validated, files))
     provers = Provers(issuers, {name: each.keyring for name, each in keyrings.items()}, introspection)
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, provers, limits).table()

@@ -14,6 +14,7 @@ from sidecar.core.introspection import (
     TlsClientAuth,
 )
 from sidecar.core.issuer import LEEWAY_S_MAX, IssuerPolicy, JwksUrl
+from sidecar.policy.binding_sections import BoundTokens
 from sidecar.policy.compile_issuers import claim_path
 from sidecar.policy.durations import seconds
 from sidecar.policy.fields import Between, Duration, HttpUrl, Printable, RateText, Text, is_loopback, parse_http_url
@@ -87,7 +88,7 @@ class IntrospectionClient(Choice):
     )
 
 
-class IntrospectionSection(Model):
+class IntrospectionSection(BoundTokens):
     """An endpoint that says what opaque tokens stand for (RFC 7662), and what must hold of its answers."""
 
     url: HttpUrl = Field(description="The endpoint.", examples=["https://issuer.example/introspect"])
