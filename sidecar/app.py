@@ -25,7 +25,7 @@ from sidecar.core.limits import US_PER_S
 from sidecar.core.overrides import Overrides
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import metric_sources
-from sidecar.edges.admin import AdminServer, Component, Route, json_route, live_route, ready_route
+from sidecar.edges.admin import AdminServer, Component, PostRoute, Route, json_route, live_route, ready_route
 from sidecar.edges.api_key_engine import ApiKeyEngine
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
@@ -43,6 +43,7 @@ from sidecar.edges.redis_store import RedisStore
 from sidecar.edges.redis_topology import TopologyStore, build_store
 from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
+from sidecar.guarding import Guarding
 from sidecar.policy.compile import CompiledDocument, load, masked
 from sidecar.policy.faults import PolicyError
 from sidecar.policy.holder import FAULTS_SHOWN_MAX, PolicyHolder
@@ -171,6 +172,7 @@ class App:
         self.store: TopologyStore
         self.limiter: Limiter
         self.follower: ChangesFollower
+        self.guarding: Guarding
         self.api_keys: ApiKeyEngine
         self.server: Server
         self._config = config
@@ -217,6 +219,7 @@ class App:
         self.server = self._build_server()
         self._start_xds(stack)
         await self._before_serving(stack, stop)
+        await self.guarding.loaded()
         addresses = await self.server.start()
         stack.push_async_callback(self.server.drain, 0)
         self._add_metric_sources()
@@ -258,6 +261,9 @@ class App:
             self.follower.start()
             stack.push_async_callback(self.follower.close)
         self._start_api_keys(stack)
+        self.guarding = Guarding(settings, self.store, self.limiter, self._counts_locally(), self._tell_health)
+        self.guarding.start()
+        stack.push_async_callback(self.guarding.close)
 
     def _start_api_keys(self, stack: AsyncExitStack) -> None:
         redis = self.settings.redis
@@ -336,6 +342,7 @@ class App:
             on_events=self._decided,
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
+            guard=self.guarding.guard,
             engines={NeedApiKey: self.api_keys.ensure, NeedIntrospection: self.introspection.ask},
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
@@ -364,7 +371,7 @@ class App:
             unix_fds=role.unix_fds if role is not None else {},
         )
 
-    def _admin_routes(self) -> dict[str, Route]:
+    def _admin_routes(self) -> dict[str, Route | PostRoute]:
         return {
             "/livez": live_route(),
             "/readyz": ready_route(self._components),
@@ -372,6 +379,7 @@ class App:
             SAMPLES_PATH: samples_route(self.metrics),
             "/policy": json_route(lambda: masked(self.holder.document)),
             TOP_PATH: hot_keys_route(lambda: self.limiter.hot_keys, monotonic_us),
+            **self.guarding.routes(lambda: self.holder.document),
             JWKS_PATH: jwks_route(self.internal_tokens, _now_us),
         }
 
@@ -398,6 +406,7 @@ class App:
             **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
             "redis": Component(True, self._redis_detail()),
+            **self.guarding.components(),
             "internal_tokens": Component(True, self.internal_tokens.detail(_now_us())),
         }
 
@@ -447,10 +456,11 @@ class App:
 
     def _tell_health(self) -> None:
         for name in HEALTH_NAMES:
-            self.health.set(name, self._serving and self.jwks.ready)
+            self.health.set(name, self._serving and self.jwks.ready and self.guarding.ready)
 
     def _decided(self, events: Sequence[DecisionEvent]) -> None:
         self.metrics.decisions.observe(*events)
+        self.guarding.observe(events)
         if self.audit is not None:
             self.audit.put(*events)
 
@@ -479,6 +489,7 @@ class App:
             metric_sources.ratelimit(lambda: self.holder.policy),
             metric_sources.server(self.server),
             metric_sources.policy(self.holder),
+            self.guarding.samples,
         ]
         if self.audit is not None:
             sources.append(metric_sources.audit(self.audit))

@@ -53,11 +53,11 @@ class PostRoute:
     """A route that takes POST alone.
 
     Attributes:
-        handler: Called with the request's body.
+        handler: Called with the request's body, and its headers by lower-case name.
         body_bytes_max: A longer body is answered 413.
     """
 
-    handler: Callable[[bytes], Awaitable[Answer]]
+    handler: Callable[[bytes, Mapping[str, str]], Awaitable[Answer]]
     body_bytes_max: int
 
 
@@ -236,9 +236,10 @@ class _Connection:
         if request.method not in _methods(route):
             return json_answer({"error": "method not allowed", "methods": _names(_methods(route))}, 405)
         try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
             if isinstance(route, PostRoute):
-                return await route.handler(self._body)
-            return await route({name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers})
+                return await route.handler(self._body, headers)
+            return await route(headers)
         except Exception:  # noqa: BLE001 - a route's fault must not end in a traceback on the wire
             _log.exception("admin_route_failed", path=path)
             return json_answer({"error": "internal error"}, 500)
@@ -283,6 +284,7 @@ def _names(methods: tuple[bytes, ...]) -> list[str]:
 _REASONS: Final = {
     200: b"OK",
     400: b"Bad Request",
+    401: b"Unauthorized",
     404: b"Not Found",
     405: b"Method Not Allowed",
     413: b"Content Too Large",

@@ -176,6 +176,27 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "sidecar_introspection_cache_evictions_total", _C, (), "Answers that were forgotten early for want of room."
     ),
     MetricRow("sidecar_introspection_cache_entries", _G, ("kind",), "Answers that are remembered: active, refused."),
+    MetricRow("sidecar_revocations", _G, (), "Revocations in force, as this process knows them.", Merge.MAX),
+    MetricRow("sidecar_revocations_refused_total", _C, (), "Proved callers refused: revoked, or it was not known."),
+    MetricRow("sidecar_revocations_age_seconds", _G, (), "Time since Redis last confirmed what is revoked.", Merge.MAX),
+    MetricRow("sidecar_revocations_subscribed", _G, (), "1 while revocations are pushed, else 0: polled.", Merge.MIN),
+    MetricRow("sidecar_revocation_changes_total", _C, ("heard",), "Changes of revocations heard of: push, poll."),
+    MetricRow("sidecar_revocation_loads_total", _C, (), "Times that all revocations were read anew."),
+    MetricRow("sidecar_revocations_restored_total", _C, (), "Revocations put back into a Redis that had lost them."),
+    MetricRow(
+        "sidecar_revocation_subscriptions_silent_total",
+        _C,
+        (),
+        "Subscriptions made anew because they did not tell of a change that the poll found.",
+    ),
+    MetricRow(
+        "sidecar_failed_authentications_total",
+        _C,
+        ("result",),
+        "Refused credentials: counted against their source's budget, or dropped since too many sources were waiting.",
+    ),
+    MetricRow("sidecar_suspects", _G, (), "Sources whose budget of failed authentications is used up.", Merge.MAX),
+    MetricRow("sidecar_suspects_evicted_total", _C, (), "Such sources that were forgotten for want of room."),
     MetricRow("sidecar_redis_latency_seconds", _H, (), "From sending a limit decision to Redis to its reply."),
     MetricRow("sidecar_redis_failures_total", _C, ("kind",), "Limit decisions that Redis did not make, by kind."),
     MetricRow(

@@ -132,7 +132,7 @@ class RateLimitApp(App):
         body, content_type = render(samples, headers.get("accept", ""), more)
         return Answer(200, body, content_type)
 
-    def _admin_routes(self) -> dict[str, Route]:
+    def _admin_routes(self) -> dict[str, Route | PostRoute]:
         async def index() -> str:
             return debug.index()
 

@@ -72,7 +72,7 @@ def json_route(handler: UnaryHandler, within_s: float) -> PostRoute:
         within_s: How long an answer may take.
     """
 
-    async def decide(body: bytes) -> Answer:
+    async def decide(body: bytes, _headers: Mapping[str, str]) -> Answer:
         from google.protobuf import json_format  # noqa: PLC0415 - a few who need it pay for it
 
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from collections.abc import Mapping
 
 import pytest
 
@@ -210,7 +211,7 @@ async def test_unix_socket_is_private_and_replaces_a_stale_one(tmp_path):
     assert path.read_text() == "precious"
 
 
-async def _doubled(body: bytes) -> Answer:
+async def _doubled(body: bytes, _headers: Mapping[str, str]) -> Answer:
     return Answer(200, body + body, "text/plain")
 
 
