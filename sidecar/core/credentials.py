@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import unquote_plus
@@ -197,11 +198,32 @@ BEARER_REMOVED: Final = Removed()
 
 
 def without_cookies(header: str, names: frozenset[str]) -> str:
-    """A Cookie header without the cookies of these names, "" if none is left; the others stay as they were sent."""
-    kept = [text for text in header.split(";") if _cookie(text)[0] not in names]
-    return ";".join(kept).strip(" \t")
+    """A Cookie header without the cookies of these names, "" if none is left; the others stay as they were sent.
+
+    Also after a comma, by which old servers separate cookies, and Envoy the values of several Cookie headers.
+    """
+    return _without(header, ";", ",", names, _cookie).strip(" \t")
 
 
 def without_parameters(query: str, names: frozenset[str]) -> str:
-    """A query without the parameters of these names, however their names are encoded; the others as they were sent."""
-    return "&".join([text for text in query.split("&") if _parameter(text)[0] not in names])
+    """A query without the parameters of these names, however they are encoded; the others stay as they were sent.
+
+    Also after a semicolon, by which old servers separate parameters.
+    """
+    return _without(query, "&", ";", names, _parameter)
+
+
+def _without(
+    text: str, separator: str, other: str, names: frozenset[str], named: Callable[[str], Sequence[str | bool]]
+) -> str:
+    kept = []
+    for item in text.split(separator):
+        if other not in item:
+            if named(item)[0] not in names:
+                kept.append(item)
+            continue
+        parts = item.split(other)
+        left = [part for part in parts if named(part)[0] not in names]
+        if left:
+            kept.append(other.join(left))
+    return separator.join(kept)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from sidecar.policy.validate import Validated
     from sidecar.policy.yaml import PathParts
 
-BEARER: Final = HeaderPlace("authorization", ("bearer",))
-"""Where a token is, unless the policy says otherwise."""
+BEARER: Final = HeaderPlace("authorization", ("bearer", "dpop"))
+"""Where a token is, unless the policy says otherwise; one that is bound to a key comes as `DPoP` (RFC 9449)."""
 
 
 class Authentication(NamedTuple):
@@ -185,13 +185,16 @@ class AuthenticateCompiler:
 
 _DEFAULT_PLACES: Final[Mapping[str, Place]] = {
     "token": BEARER,
-    "opaque_token": BEARER,
+    "opaque_token": HeaderPlace("authorization", ("bearer",)),
     "api_key": HeaderPlace("x-api-key"),
 }
 
 
-_DEFAULT_SCHEMES: Final[Mapping[str, str]] = {"token": "bearer", "opaque_token": "bearer", "api_key": "apikey"}
-"""In the Authorization header."""
+_AUTHORIZATION_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "token": BEARER.schemes,
+    "opaque_token": ("bearer",),
+    "api_key": ("apikey",),
+}
 
 _SHAPES: Final[Mapping[str, Shape]] = {"token": Shape.TOKEN, "opaque_token": Shape.OPAQUE}
 """Of the kinds that may share a place."""
@@ -206,8 +209,9 @@ def compile_place(kind: str, section: written.CredentialPlace | None, shape: Sha
     if section.query is not None:
         return QueryPlace(section.query, shape)
     header = parse_header(section.header or "")
-    scheme = section.scheme or (_DEFAULT_SCHEMES[kind] if header == "authorization" else "")
-    return HeaderPlace(header, (scheme.lower(),) if scheme else (), shape)
+    if section.scheme is not None:
+        return HeaderPlace(header, (section.scheme.lower(),), shape)
+    return HeaderPlace(header, _AUTHORIZATION_SCHEMES[kind] if header == "authorization" else (), shape)
 
 
 def _overlap(place: Place, other: Place, *, every: bool) -> bool:
