@@ -4,6 +4,7 @@ One task per issuer does all of its fetching, so that it is single-flight by con
 fetch changes nothing but counters: the last good keys stay until they are `keys_stale_s_max` old. A request whose token
 names an unknown key may ask for a fetch (`ensure`); since anyone can invent names of keys, such fetches are rationed
 per issuer, a name that was not found is remembered for a while, and whoever is over the ration is answered at once.
+Keys that were kept in a file by an earlier process serve until the first fetch, for as long as they would have there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sidecar.core.issuer import JwksFile
-from sidecar.core.keys import KeySetError, parse_jwks
-from sidecar.edges import http_client
+from sidecar.core.keys import KeySetError
+from sidecar.edges import http_client, kept_keys
 from sidecar.edges.http_client import FetchError
-from sidecar.edges.key_sources import Unchanged, read_source
+from sidecar.edges.kept_keys import KeptKeysError
+from sidecar.edges.key_sources import Unchanged, parse_keys, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -154,6 +157,9 @@ class IssuerKeys:
         fetched_at: Of the last good fetch, in seconds of the loop's clock; NaN before the first.
         last_error: Of the last fetch, "" if it was good.
         fetches_ok, fetches_failed: Counted since the state was made.
+        fetches_unchanged: Of the good ones, those that brought no document, since the one that is held is current.
+        next_fetch_at: When keys are fetched again, in seconds of the loop's clock; NaN while they are being fetched.
+        persist_error: Why the keys could not be read from their file, or written to it; "" if they could.
         dropped: What the last document held besides usable keys, and why it is not used.
         refused: Requests that wanted a fetch and got none, because of the ration, the remembered kids or `WAITERS_MAX`.
     """
@@ -166,6 +172,9 @@ class IssuerKeys:
         self.last_error = ""
         self.fetches_ok = 0
         self.fetches_failed = 0
+        self.fetches_unchanged = 0
+        self.next_fetch_at = math.nan
+        self.persist_error = ""
         self.refused = 0
         self.dropped: tuple[DroppedKey, ...] = ()
         self._on_event = on_event
@@ -173,6 +182,7 @@ class IssuerKeys:
         self._last_good: KeySet | None = None
         self._failures_in_a_row = 0
         self._version: object = None
+        self._body = b""
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._fetching = False
@@ -194,11 +204,7 @@ class IssuerKeys:
 
     def adopt(self, issuer: IssuerPolicy) -> bool:
         """Go on for a new version of the policy; False where the keys would come from elsewhere or otherwise."""
-        same = (
-            issuer.keys == self.issuer.keys
-            and issuer.ca_file == self.issuer.ca_file
-            and issuer.insecure_http == self.issuer.insecure_http
-        )
+        same = _origin_of_keys(issuer) == _origin_of_keys(self.issuer)
         if same and issuer != self.issuer:
             self.issuer = issuer
             if self._expiry is not None:
@@ -220,14 +226,19 @@ class IssuerKeys:
         return task
 
     async def _run(self) -> None:
+        if self.issuer.keys_persist is not None:
+            await self._take_kept(self.issuer.keys_persist)
         while True:
             self._fetching = True
             self._wake.clear()
+            self.next_fetch_at = math.nan
             max_age_s = await self._fetch_once()
             self._fetching = False
             self._answer_waiters()
+            pause_s = self._pause_s(max_age_s)
+            self.next_fetch_at = asyncio.get_running_loop().time() + pause_s
             try:
-                async with asyncio.timeout(self._pause_s(max_age_s)):
+                async with asyncio.timeout(pause_s):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -244,13 +255,15 @@ class IssuerKeys:
 
     async def _fetch_once(self) -> float:
         """Fetch and take over what came; the document's max-age."""
+        issuer = self.issuer
         try:
-            result = await read_source(self.issuer, self._version, http_client.get)
+            result = await read_source(issuer, self._version, http_client.get)
             if isinstance(result, Unchanged):
                 keys, max_age_s = self._last_good, result.max_age_s
+                self.fetches_unchanged += 1
             else:
-                keys, max_age_s = parse_jwks(result.body), result.max_age_s
-                self._version = result.version
+                keys, max_age_s = parse_keys(result.body, issuer), result.max_age_s
+                self._version, self._body = result.version, result.body
         except (FetchError, KeySetError) as error:
             self._failed(str(error))
             return 0.0
@@ -258,7 +271,39 @@ class IssuerKeys:
             self._failed(f"internal error: {type(error).__name__}")
             return 0.0
         self._succeeded(keys)
+        if issuer.keys_persist is not None and self._last_good is not None:
+            await self._keep(issuer.keys_persist, self._last_good)
         return max_age_s
+
+    async def _take_kept(self, path: str) -> None:
+        """Start with the keys that an earlier process has kept, as old as they are."""
+        try:
+            kept = await asyncio.to_thread(kept_keys.read, path, self.issuer, time.time())
+        except KeptKeysError as error:
+            self._persist_failed(str(error))
+            return
+        if kept is None:
+            return
+        self.current = self._last_good = kept.keys
+        self.epoch += 1
+        self.fetched_at = asyncio.get_running_loop().time() - kept.age_s
+        self._expire_after(self.fetched_at + self.issuer.keys_stale_s_max)
+        fields = {"issuer": self.issuer.name, "keys": kept.keys.count, "epoch": self.epoch}
+        self._emit("jwks_changed", fields | {"kept_s": round(kept.age_s)})
+
+    async def _keep(self, path: str, keys: KeySet) -> None:
+        try:
+            await asyncio.to_thread(kept_keys.write, path, self.issuer, self._body, keys, time.time())
+        except KeptKeysError as error:
+            self._persist_failed(str(error))
+        else:
+            self.persist_error = ""
+
+    def _persist_failed(self, why: str) -> None:
+        """Told once for each reason: it happens again with each fetch."""
+        if why != self.persist_error:
+            self._emit("jwks_not_kept", {"issuer": self.issuer.name, "reason": why})
+        self.persist_error = why
 
     def _failed(self, why: str) -> None:
         self.fetches_failed += 1
@@ -291,7 +336,7 @@ class IssuerKeys:
         for key in dropped:
             if key not in known:
                 fields = {"issuer": self.issuer.name, "position": key.position, "kid": key.kid, "reason": key.reason}
-                self._emit("jwks_key_dropped", fields)
+                self._emit("jwks_key_exposed" if key.exposed else "jwks_key_dropped", fields)
 
     def _expire_after(self, when: float) -> None:
         if self._expiry is not None:
@@ -366,6 +411,12 @@ class IssuerKeys:
         waiter = self._waiters.pop(number, None)
         if waiter is not None:
             waiter.done(self.current)
+
+
+def _origin_of_keys(issuer: IssuerPolicy) -> tuple[object, ...]:
+    """What decides which keys are got: from where, whom is trusted to answer, and what is taken from an answer."""
+    fetch = replace(issuer.fetch, timeout_s=0.0, connect_timeout_s=0.0, read_timeout_s=0.0)
+    return issuer.keys, fetch, issuer.keys_max
 
 
 @dataclass(frozen=True, slots=True, eq=False)

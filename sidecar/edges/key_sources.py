@@ -7,20 +7,22 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from sidecar.core.issuer import JWKS_BYTES_MAX, JwksFile, JwksUrl, OidcDiscovery
+from sidecar.core.issuer import JwksFile, JwksUrl, OidcDiscovery
+from sidecar.core.keys import parse_jwks
 from sidecar.core.strict_json import JsonError, read_object
-from sidecar.edges.http_client import FetchError
+from sidecar.edges.http_client import NOTHING_KNOWN, FetchError, target_of
 
 if TYPE_CHECKING:
     from sidecar.core.issuer import IssuerPolicy
-    from sidecar.edges.http_client import Fetched, Get
+    from sidecar.core.keys import KeySet
+    from sidecar.edges.http_client import Get, Validators
 
 FILE_POLL_S = 5.0
 """Looking whether a file has changed costs next to nothing."""
 
 
 class Document(NamedTuple):
-    """A JWKS document as it came; `version` tells a later reading whether it has changed, None where nothing can."""
+    """A JWKS document as it came; `version` tells a later reading whether it has changed."""
 
     body: bytes
     max_age_s: float
@@ -39,27 +41,50 @@ async def read_source(issuer: IssuerPolicy, version: object, get: Get) -> Docume
     Raises:
         FetchError: It cannot be had.
     """
-
-    async def fetch(url: str) -> Fetched:
-        return await get(
-            url, timeout_s=issuer.fetch_timeout_s, insecure_http=issuer.insecure_http, ca_file=issuer.ca_file
-        )
-
     match issuer.keys:
         case JwksFile(path):
-            return await asyncio.to_thread(_read_file, path, version)
+            return await asyncio.to_thread(_read_file, path, version, issuer.fetch.body_bytes_max)
         case JwksUrl(url):
-            fetched = await fetch(url)
-            return _document(fetched, issuer)
+            return await _read_url(issuer, url, version, get, discovered=False)
         case OidcDiscovery() as discovery:
-            configuration = await fetch(discovery.url)
-            fetched = await fetch(_jwks_uri(configuration.body, discovery.issuer))
-            return _document(fetched, issuer)
+            configuration = await get(discovery.url, issuer.fetch)
+            url = _jwks_uri(configuration.body or b"", discovery.issuer)
+            return await _read_url(issuer, url, version, get, discovered=_elsewhere(url, discovery.url, issuer))
 
 
-def _document(fetched: Fetched, issuer: IssuerPolicy) -> Document:
-    max_age_s = issuer.refresh_s if fetched.max_age_s is None else fetched.max_age_s
-    return Document(fetched.body, float(max_age_s), None)
+def _elsewhere(url: str, named: str, issuer: IssuerPolicy) -> bool:
+    """Whether a URL leads to another origin than the one that the policy names (RFC 6454 section 4)."""
+    insecure = issuer.fetch.insecure_http
+    there, here = target_of(url, insecure_http=insecure), target_of(named, insecure_http=insecure)
+    return (there.secure, there.host, there.port) != (here.secure, here.host, here.port)
+
+
+class _Version(NamedTuple):
+    """What was fetched, and from where: the same validators at another URL say nothing."""
+
+    url: str
+    validators: Validators
+
+
+async def _read_url(
+    issuer: IssuerPolicy, url: str, version: object, get: Get, *, discovered: bool
+) -> Document | Unchanged:
+    known = version.validators if isinstance(version, _Version) and version.url == url else NOTHING_KNOWN
+    fetched = await get(url, issuer.fetch, known=known, discovered=discovered)
+    max_age_s = float(issuer.refresh_s if fetched.max_age_s is None else fetched.max_age_s)
+    if fetched.body is None:
+        return Unchanged(max_age_s)
+    return Document(fetched.body, max_age_s, _Version(url, fetched.validators))
+
+
+def parse_keys(body: bytes, issuer: IssuerPolicy) -> KeySet:
+    """The keys of a document, by the issuer's limits.
+
+    Raises:
+        KeySetError: See `parse_jwks`.
+    """
+    symmetric = isinstance(issuer.keys, JwksFile) and issuer.keys.symmetric
+    return parse_jwks(body, keys_max=issuer.keys_max, bytes_max=issuer.fetch.body_bytes_max, symmetric=symmetric)
 
 
 def _jwks_uri(body: bytes, issuer: str) -> str:
@@ -76,7 +101,7 @@ def _jwks_uri(body: bytes, issuer: str) -> str:
     return uri
 
 
-def _read_file(path: str, version: object) -> Document | Unchanged:
+def _read_file(path: str, version: object, bytes_max: int) -> Document | Unchanged:
     """A ConfigMap's files are replaced by swapping a link, which shows in the inode."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -87,6 +112,6 @@ def _read_file(path: str, version: object) -> Document | Unchanged:
             now = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if now == version:
                 return Unchanged(FILE_POLL_S)
-            return Document(file.read(JWKS_BYTES_MAX + 1), FILE_POLL_S, now)
+            return Document(file.read(bytes_max + 1), FILE_POLL_S, now)
     except OSError as error:
         raise FetchError(f"the key file cannot be read: {error.strerror or type(error).__name__}") from None

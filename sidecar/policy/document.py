@@ -6,17 +6,14 @@ rules that collide) is checked when the document is compiled. Values are kept as
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from sidecar.core.issuer import LEEWAY_S_MAX, TOKEN_BYTES_MAX
 from sidecar.policy.api_key_section import KEYRINGS_MAX, ApiKeyring
 from sidecar.policy.authenticate_section import Authenticate, CredentialUse
-from sidecar.policy.binding_sections import TRUSTS_MAX, BoundTokens, CertificatesSection, DpopSection
+from sidecar.policy.binding_sections import TRUSTS_MAX, CertificatesSection, DpopSection
 from sidecar.policy.fields import (
-    Between,
-    Duration,
     HeaderName,
     Host,
     HttpUrl,
@@ -32,7 +29,8 @@ from sidecar.policy.fields import (
 )
 from sidecar.policy.internal_tokens_section import InternalTokensSection
 from sidecar.policy.introspection_section import INTROSPECTION_MAX, IntrospectionSection
-from sidecar.policy.limit_sections import AnswersSection, ClaimPath, LimitSection, Selector
+from sidecar.policy.issuer_sections import Issuer
+from sidecar.policy.limit_sections import AnswersSection, LimitSection, Selector
 from sidecar.policy.model import BY_KIND, MAPPING, TEXT, Choice, FailureChoice, Model
 from sidecar.policy.ratelimit_section import RateLimitSection
 from sidecar.policy.redis_sections import RedisSection
@@ -49,85 +47,6 @@ LIMITS_PER_RULE_MAX = 16
 
 UPSTREAM_HEADERS_MAX = 64
 ISSUERS_MAX = 256
-
-AlgorithmName: TypeAlias = Literal[
-    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-]
-
-
-class KeySource(Choice):
-    """Where an issuer's public keys come from."""
-
-    discovery: Literal[True] | None = Field(
-        None, description="OpenID Connect Discovery at the issuer's URL.", examples=[True]
-    )
-    jwks_url: HttpUrl | None = Field(
-        None, description="URL of a JWKS document.", examples=["https://issuer.example/jwks.json"]
-    )
-    jwks_file: Text | None = Field(
-        None, description="A JWKS file; read again when it changes.", examples=["keys/jwks.json"]
-    )
-
-
-class Issuer(BoundTokens):
-    """Whose tokens are accepted, and how they are checked."""
-
-    issuer: Text = Field(description="`iss`, compared as an exact string.", examples=["https://issuer.example"])
-    audiences: list[Text] = Field(
-        [],
-        description="One of them must be in `aud`. At least one, unless `require_audience` is false.",
-        examples=[["orders-api"]],
-    )
-    algorithms: list[AlgorithmName] = Field(
-        min_length=1, description="Accepted signature algorithms; asymmetric ones only.", examples=[["RS256", "ES256"]]
-    )
-    keys: KeySource = Field(description="Where the public keys come from.", examples=[{"discovery": True}])
-    token_types: list[str] = Field(
-        ["", "jwt", "at+jwt"],
-        min_length=1,
-        description='Accepted `typ` headers, without `application/`; "" accepts a token without `typ`.',
-        examples=[["at+jwt"]],
-    )
-    require_audience: bool = Field(True, description="Refuse tokens without a fitting `aud`.", examples=[True])
-    require_expiry: bool = Field(True, description="Refuse tokens without `exp`.", examples=[True])
-    leeway: Annotated[Duration, Between("0s", f"{LEEWAY_S_MAX // 60}m", "1s")] = Field(
-        "30s", description="Tolerated difference between clocks for `exp`, `nbf` and `iat`.", examples=["30s"]
-    )
-    max_lifetime: Annotated[Duration, Between("1s", "366d", "1s")] | None = Field(
-        None, description="Refuse tokens whose `exp` is further than this from `iat`.", examples=["1h"]
-    )
-    scope_claim: ClaimPath = Field(
-        "scope", description="The claim with the scopes; `a.b` goes into objects.", examples=["scope"]
-    )
-    roles_claim: ClaimPath = Field(
-        "roles",
-        description="The claim with the roles; a list of names where a name has a dot of its own.",
-        examples=["realm_access.roles", ["https://issuer.example/roles"]],
-    )
-    token_bytes_max: int = Field(
-        TOKEN_BYTES_MAX, ge=256, le=64 * 1024, description="Longest accepted token, in bytes.", examples=[4096]
-    )
-    insecure_http: bool = Field(
-        False, description="Allow `http://` for fetching keys from this machine, for trying things.", examples=[False]
-    )
-    ca_file: Text | None = Field(
-        None, description="PEM file with the authorities to trust when fetching keys.", examples=["tls/issuer-ca.pem"]
-    )
-    allow_missing_kid: bool = Field(
-        True,
-        description="Without `kid`, use the one key that fits the algorithm, if there is exactly one.",
-        examples=[True],
-    )
-    refresh: Annotated[Duration, Between("10s", "1d", "1s")] = Field(
-        "5m", description="How often keys are fetched in the background (+-10 %).", examples=["5m"]
-    )
-    fetch_timeout: Annotated[Duration, Between("100ms", "1m")] = Field(
-        "5s", description="Time for one fetch of keys.", examples=["5s"]
-    )
-    keys_stale_max: Annotated[Duration, Between("0s", "30d", "1s")] = Field(
-        "1d", description="How long the last good keys are used while fetching fails.", examples=["24h"]
-    )
-    required: bool = Field(True, description="Not ready until its keys were loaded once.", examples=[True])
 
 
 class UpstreamSection(Model):

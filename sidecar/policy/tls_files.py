@@ -22,16 +22,23 @@ def check_authorities(validated: Validated, where: PathParts, path: str | None) 
         _certificates(validated, where, path)
 
 
-def check_key_pair(validated: Validated, where: PathParts, certificate: str | None, key: str | None) -> None:
-    """A certificate chain and its private key, at `certificate` and `key` below `where`; None where not named."""
-    if certificate is None or key is None or not _certificates(validated, (*where, "certificate"), certificate):
+def check_key_pair(
+    validated: Validated, where: PathParts, certificate: str | None, key: str | None, prefix: str = ""
+) -> None:
+    """A certificate chain and its private key; None where not named.
+
+    They are at `certificate` and `key` below `where`, with the prefix in front of both names.
+    """
+    if certificate is None or key is None:
+        return
+    if not _certificates(validated, (*where, f"{prefix}certificate"), certificate):
         return
     try:
         # asked only for an encrypted key: an empty password fails, where no callback at all asks the terminal
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except ssl.SSLError as error:
         message = f"the file {key} holds no key that fits the certificate in {certificate}{_reason(error)}"
-        validated.fault((*where, "key"), message, _KEY)
+        validated.fault((*where, f"{prefix}key"), message, _KEY)
     except (OSError, ValueError):
         return
 

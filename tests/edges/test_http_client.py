@@ -14,11 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from sidecar.core.issuer import FetchSettings
 from sidecar.edges.http_client import BODY_BYTES_MAX, FetchError, get, target_of
 from tests.support.issuer import Issuer, response, sends
 from tests.support.tokens import jwks, make_key
 
 KEY = make_key()
+LOCAL = FetchSettings(insecure_http=True)
 
 REFUSED_URLS = {
     "file (CVE-2026-48522)": ("file:///etc/passwd", "not https"),
@@ -93,8 +95,8 @@ async def test_max_age(header: str, max_age_s: int | None) -> None:
     """RFC 9111 section 5.2.2."""
     async with Issuer() as server:
         server.behaviour = sends(response(200, b"{}", header))
-        fetched = await get(f"{server.url}/jwks", timeout_s=5, insecure_http=True)
-        assert fetched == (b"{}", max_age_s)
+        fetched = await get(f"{server.url}/jwks", LOCAL)
+        assert fetched == (b"{}", max_age_s, ("", ""))
 
 
 async def test_the_largest_body() -> None:
@@ -107,7 +109,7 @@ async def test_the_largest_body() -> None:
             b"HTTP/1.1 103 X\r\n\r\n" + response(200, body),
         ):
             server.behaviour = sends(answer)
-            assert (await get(f"{server.url}/jwks", timeout_s=5, insecure_http=True)).body == body
+            assert (await get(f"{server.url}/jwks", LOCAL)).body == body
 
 
 async def test_nobody_listens() -> None:
@@ -115,13 +117,13 @@ async def test_nobody_listens() -> None:
     async with Issuer() as server:
         url = f"{server.url}/jwks"
     with pytest.raises(FetchError, match=r"127\.0\.0\.1 cannot be reached"):
-        await get(url, timeout_s=5, insecure_http=True)
+        await get(url, LOCAL)
 
 
 async def test_a_host_that_is_no_name() -> None:
     """What the resolver cannot even encode is a FetchError as well."""
     with pytest.raises(FetchError):
-        await get(f"https://{'a' * 70}..example/", timeout_s=5)
+        await get(f"https://{'a' * 70}..example/", FetchSettings())
 
 
 def certificate(directory: Path, address: str) -> tuple[ssl.SSLContext, str]:
@@ -154,10 +156,10 @@ async def test_https_with_a_pinned_authority(tmp_path: Path) -> None:
     """The named authority is trusted, and only where it is named."""
     context, ca_file = certificate(tmp_path, "127.0.0.1")
     async with Issuer(KEY, tls=context) as server:
-        fetched = await get(f"{server.url}/jwks", timeout_s=5, ca_file=ca_file)
+        fetched = await get(f"{server.url}/jwks", FetchSettings(ca_file=ca_file))
         assert fetched.body == jwks(KEY)
         with pytest.raises(FetchError, match="TLS with 127"):
-            await get(f"{server.url}/jwks", timeout_s=5)
+            await get(f"{server.url}/jwks", FetchSettings())
 
 
 async def test_https_for_another_name(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_https_for_another_name(tmp_path: Path) -> None:
     context, ca_file = certificate(tmp_path, "127.0.0.9")
     async with Issuer(KEY, tls=context) as server:
         with pytest.raises(FetchError, match="TLS with 127"):
-            await get(f"{server.url}/jwks", timeout_s=5, ca_file=ca_file)
+            await get(f"{server.url}/jwks", FetchSettings(ca_file=ca_file))
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -175,5 +177,5 @@ async def test_authorities_that_cannot_be_read(tmp_path: Path, content: str | No
     if content is not None:
         file.write_text(content)
     with pytest.raises(FetchError, match="CA file") as refused:
-        await get("https://127.0.0.1:1/jwks", timeout_s=5, ca_file=str(file))
+        await get("https://127.0.0.1:1/jwks", FetchSettings(ca_file=str(file)))
     assert str(tmp_path) not in str(refused.value)

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.core import token
-from sidecar.core.issuer import KEYS_MAX, IssuerPolicy, JwksFile, JwksUrl, OidcDiscovery
+from sidecar.core.issuer import KEYS_MAX, FetchSettings, IssuerPolicy, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import jwks as engine_module
 from sidecar.edges.http_client import BODY_BYTES_MAX
@@ -84,8 +85,11 @@ class Engine:
 
 
 def policy_for(server: Issuer, **changes: Any) -> IssuerPolicy:
-    defaults = {"keys": JwksUrl(f"{server.url}/jwks"), "insecure_http": True, "refresh_s": 3600}
-    return issuer_policy(**(defaults | changes))
+    """How it is fetched (`FetchSettings`) can be changed by name, too."""
+    fetched = {field.name for field in fields(FetchSettings)}
+    fetch = FetchSettings(**({"insecure_http": True} | {k: v for k, v in changes.items() if k in fetched}))
+    defaults = {"keys": JwksUrl(f"{server.url}/jwks"), "fetch": fetch, "refresh_s": 3600}
+    return issuer_policy(**(defaults | {k: v for k, v in changes.items() if k not in fetched}))
 
 
 async def test_keys_arrive_in_the_background_and_make_it_ready(issuer: Issuer) -> None:
@@ -175,7 +179,7 @@ OUTAGES: dict[str, tuple[Behaviour, str]] = {
 @pytest.mark.parametrize(("behaviour", "why"), OUTAGES.values(), ids=OUTAGES.keys())
 async def test_an_outage_keeps_the_last_good_keys(issuer: Issuer, behaviour: Behaviour, why: str) -> None:
     """CVE-2026-48524: whatever the server does, the keys stay, the fault is named, and recovery needs no restart."""
-    async with Engine(FAST, policy_for(issuer, fetch_timeout_s=0.2)) as sut:
+    async with Engine(FAST, policy_for(issuer, timeout_s=0.2)) as sut:
         await until(lambda: sut.keys)
         before = sut.keys
         issuer.behaviour = behaviour
@@ -461,8 +465,8 @@ async def test_bad_keys_are_reported_once_and_the_good_ones_used(issuer: Issuer)
     async with Engine(FAST, policy_for(issuer)) as sut:
         await until(lambda: sut.state.fetches_ok >= 3)
         assert sut.kids == {"new"}
-        await until(lambda: "jwks_key_dropped" in sut.names)
-        alarms = [fields for name, fields in sut.events if name == "jwks_key_dropped"]
+        await until(lambda: "jwks_key_exposed" in sut.names)
+        alarms = [fields for name, fields in sut.events if name == "jwks_key_exposed"]
         assert [(alarm["kid"], alarm["reason"]) for alarm in alarms] == [
             ("leaked", "holds private parts: it is compromised")
         ]

@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.authz import AllOf, AnyOf, RoleCondition, ScopeCondition
 from sidecar.core.credentials import Removed
 from sidecar.core.descriptors import Domain
-from sidecar.core.issuer import ALGORITHMS, JwksFile, JwksUrl, OidcDiscovery
+from sidecar.core.issuer import COMPAT, RFC9068, SUPPORTED, FetchSettings, JwksFile, JwksUrl, OidcDiscovery
 from sidecar.core.limits import Algorithm, Charge, OnFailure
 from sidecar.core.rules import ExactPath, HeaderMatch, TemplatePath
 from sidecar.core.selectors import (
@@ -90,12 +90,44 @@ def test_issuers_are_what_the_file_says(full, full_directory):
     assert (main.leeway_s, main.max_lifetime_s, main.refresh_s, main.keys_stale_s_max) == (300, 3600, 60, 86400)
     assert main.token_types == {"at+jwt"}
     assert (main.scope_claim, main.roles_claim) == (("scp",), ("realm_access", "roles"))
-    assert (main.fetch_timeout_s, main.token_bytes_max, main.require_expiry) == (2.5, 4096, False)
+    assert (main.fetch.timeout_s, main.token_bytes_max, main.require_expiry) == (2.5, 4096, False)
     from_file = full.policy.issuers["not-a-url"]
     assert from_file.keys == JwksFile(str(full_directory / "keys/jwks.json"))
     assert from_file.roles_claim == ("https://issuer.example/roles", "names")
     assert (from_file.audiences, from_file.required) == (frozenset(), False)
-    assert isinstance(full.policy.issuers["test"].keys, JwksUrl)
+    test = full.policy.issuers["test"]
+    assert isinstance(test.keys, JwksUrl)
+    assert (test.profile, test.loose_audience, test.token_types) == (COMPAT, True, {"", "jwt"})
+    secret = full.policy.issuers["https://secret.example"]
+    assert secret.keys == JwksFile(str(full_directory / "keys/symmetric.json"), symmetric=True)
+    assert (secret.profile, secret.token_types) == (RFC9068, {"at+jwt"})
+
+
+def test_how_keys_are_fetched_is_what_the_file_says(full, full_directory):
+    """Every setting of `fetch`, and what else bounds and keeps keys."""
+    main = full.policy.issuers["https://issuer.example"]
+    assert main.fetch == FetchSettings(
+        ca_file=str(full_directory / "tls/issuer-ca.pem"),
+        client_certificate=str(full_directory / "tls/redis.crt"),
+        client_key=str(full_directory / "tls/redis.key"),
+        proxy="http://proxy.internal:3128",
+        headers=(("x-gateway-key", str(full_directory / "secrets/redis-password")),),
+        timeout_s=2.5,
+        connect_timeout_s=1.0,
+        read_timeout_s=0.5,
+        body_bytes_max=65536,
+        private_addresses=True,
+    )
+    assert (main.keys_max, main.keys_persist) == (20, str(full_directory / "main-keys.json"))
+    assert full.policy.issuers["test"].fetch == FetchSettings(insecure_http=True)
+
+
+def test_claims_that_an_issuer_must_and_must_not_send(full):
+    """As paths, also of the tier and the tenant."""
+    main = full.policy.issuers["https://issuer.example"]
+    assert main.required_claims == (("jti",), ("realm_access", "roles"), ("https://issuer.example/org",))
+    assert main.forbidden_claims == (("act",),)
+    assert (main.tier_claim, main.tenant_claim, main.max_age_s) == (("plan",), ("org", "id"), 7200)
 
 
 def test_a_rule_is_what_the_file_says(full):
@@ -207,7 +239,7 @@ def test_defaults_of_the_document_are_those_of_the_core():
 
 def test_the_documents_algorithms_are_those_of_the_core():
     """The choices that the schema offers are exactly what can be verified."""
-    assert set(Issuer.model_json_schema()["properties"]["algorithms"]["items"]["enum"]) == ALGORITHMS
+    assert set(Issuer.model_json_schema()["properties"]["algorithms"]["items"]["enum"]) == SUPPORTED
 
 
 def test_masked_is_json_and_holds_no_secret(full):
