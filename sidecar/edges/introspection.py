@@ -26,7 +26,7 @@ from sidecar.core.introspection import (
     read_answer,
 )
 from sidecar.edges.client_authentication import ClientAuthenticator
-from sidecar.edges.http_client import FetchError, StatusError, post_form, target_of
+from sidecar.edges.http_client import FetchError, StatusError, TooLongError, post_form, target_of
 from sidecar.edges.metrics import LatencyHistogram
 
 if TYPE_CHECKING:
@@ -291,6 +291,8 @@ class Endpoint:
                 )
         except StatusError as error:
             return Unanswered(str(error), error.status not in OF_ONE_QUESTION)
+        except TooLongError as error:
+            return Unanswered(str(error))
         except FetchError as error:
             return Unanswered(str(error), outage=True)
         except TimeoutError:
