@@ -20,6 +20,7 @@ from json import dumps
 from typing import TYPE_CHECKING, TypeAlias
 
 from sidecar.core.claims import Rejected, believe, still_valid, valid_within_us
+from sidecar.core.confirmation import confirm, is_bound, shown_as_dpop
 from sidecar.core.credentials import HeaderPlace
 from sidecar.core.decision import DenyReason
 from sidecar.core.principal import Principal
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sidecar.core.context import RequestContext
     from sidecar.core.credentials import Place
     from sidecar.core.issuer import IssuerPolicy
-    from sidecar.core.methods import Findings
+    from sidecar.core.methods import Findings, Need
     from sidecar.core.principal import Json
 
 ANSWER_BYTES_MAX = 64 * 1024
@@ -212,10 +213,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class OpaqueTokens:
-    """Proves opaque tokens that one endpoint knows; see `methods.Method`."""
+    """Proves opaque tokens that one endpoint knows; see `methods.Method`.
+
+    With `require_dpop` only those that are bound to a key.
+    """
 
     policy: IntrospectionPolicy
     place: Place = BEARER
+    require_dpop: bool = False
 
     def shown(self, request: RequestContext) -> str | Rejected | None:
         """The token on the request, as it was sent."""
@@ -223,9 +228,8 @@ class OpaqueTokens:
 
     def prove(
         self, shown: str, request: RequestContext, findings: Findings, now_us: int
-    ) -> Principal | NeedIntrospection | Rejected:
+    ) -> Principal | Need | Rejected:
         """Whom the token stands for; a finding is an `Answer`, `Unanswered`, or None for a failure without a reason."""
-        del request
         policy = self.policy
         if len(shown) > policy.token_bytes_max:
             return Rejected(DenyReason.TOKEN_MALFORMED, f"longer than {policy.token_bytes_max} bytes")
@@ -235,9 +239,16 @@ class OpaqueTokens:
         if key not in findings:
             return NeedIntrospection(policy, key, shown)
         found = findings[key]
-        if isinstance(found, Answer):
-            return found.at(now_us)
-        return _unanswered(policy, found)
+        if not isinstance(found, Answer):
+            return _unanswered(policy, found)
+        proved = found.at(now_us)
+        if isinstance(proved, Rejected):
+            return proved
+        binding, required = policy.rules.binding, self.require_dpop
+        if not (required or is_bound(proved.claims, binding) or shown_as_dpop(shown, request)):
+            return proved
+        fault = confirm(proved.claims, shown, binding, request, findings, now_us, require_dpop=required)
+        return proved if fault is None else fault
 
 
 def token_key(policy: IntrospectionPolicy, token: str) -> bytes:

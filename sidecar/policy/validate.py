@@ -13,7 +13,7 @@ from sidecar.policy.faults import Fault, PolicyError
 from sidecar.policy.messages import faults_of, written_path
 from sidecar.policy.yaml import Mapping, PathParts, Sequence, Source
 
-NAMED = ("issuers", "limits", "api_keys", "introspection")
+NAMED = ("issuers", "limits", "api_keys", "introspection", "certificates")
 """Sections of parts with names, which rules refer to."""
 
 
