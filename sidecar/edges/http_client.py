@@ -9,17 +9,23 @@ credentials in URLs, content codings, and connections that are kept: keys are fe
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
-from ipaddress import ip_address
-from typing import NamedTuple, Protocol, TypeVar, cast
+from functools import cache, partial
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import h11
+
+if TYPE_CHECKING:
+    from sidecar.core.issuer import FetchSettings
 
 BODY_BYTES_MAX = 512 * 1024
 HEADER_BYTES_MAX = 16 * 1024
@@ -27,6 +33,15 @@ HEADER_BYTES_MAX = 16 * 1024
 CONNECT_TIMEOUT_S = 2.0
 _READ_BYTES = 64 * 1024
 _KEYS_MEDIA_TYPES = "application/jwk-set+json, application/json"
+ADDRESSES_MAX = 16
+"""Of one host; further ones are not used."""
+HEADER_VALUE_BYTES_MAX = 8 * 1024
+_NAT64 = ip_network("64:ff9b::/96")
+_COMPATIBLE = ip_network("::/96")
+_HEADER_VALUE = re.compile(r"[!-~\xa0-\xff]([\t -~\xa0-\xff]*[!-~\xa0-\xff])?")
+_ETAG = re.compile(r'(W/)?"[!#-~]{0,256}"')
+_DATE = re.compile(r"[A-Za-z0-9,: +-]{1,64}")
+_SECONDS = re.compile(r"[0-9]{1,9}")
 _URL = re.compile(r"[!-~]+")
 _MAX_AGE = re.compile(r'(?:^|[,\s])max-age="?(\d{1,9})(?:"|[,\s]|$)', re.IGNORECASE)
 
@@ -66,20 +81,52 @@ class Target:
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
-class Fetched(NamedTuple):
-    """A complete 200 response; `max_age_s` from Cache-Control (RFC 9111 section 5.2.2.1), None without one."""
+class Validators(NamedTuple):
+    """What tells a later request which answer is known already (RFC 9110 section 8.8); "" where there is none."""
 
-    body: bytes
+    etag: str = ""
+    last_modified: str = ""
+
+
+NOTHING_KNOWN = Validators()
+
+
+class Fetched(NamedTuple):
+    """A complete response.
+
+    Attributes:
+        body: None where the answer that the validators name is still the current one (304).
+        max_age_s: How long it is fresh, less its `Age` (RFC 9111 section 4.2); None where it does not say.
+        validators: Of this answer.
+    """
+
+    body: bytes | None
     max_age_s: int | None
+    validators: Validators = NOTHING_KNOWN
 
 
 class Get(Protocol):
     """What `get` is, for those who are given it."""
 
     async def __call__(
-        self, url: str, *, timeout_s: float, insecure_http: bool = False, ca_file: str | None = None
+        self,
+        url: str,
+        settings: FetchSettings,
+        *,
+        known: Validators = NOTHING_KNOWN,
+        discovered: bool = False,
     ) -> Fetched:
         """See `get`."""
+
+
+class _Way(NamedTuple):
+    """How to get to a server, and how much to take from it."""
+
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    read_timeout_s: float = math.inf
+    body_bytes_max: int = BODY_BYTES_MAX
+    proxy: str | None = None
+    public_only: bool = False
 
 
 def target_of(url: str, *, insecure_http: bool = False) -> Target:
@@ -119,24 +166,40 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-async def get(url: str, *, timeout_s: float, insecure_http: bool = False, ca_file: str | None = None) -> Fetched:
-    """The body that a GET of `url` returns with status 200, within `timeout_s` for everything together.
+async def get(
+    url: str, settings: FetchSettings, *, known: Validators = NOTHING_KNOWN, discovered: bool = False
+) -> Fetched:
+    """The body that a GET of `url` returns with status 200, or that there is nothing new.
 
     Args:
-        url: https://, or http:// to loopback where `insecure_http`.
-        timeout_s: Seconds for connecting, sending and receiving together.
-        insecure_http: Permits http://.
-        ca_file: PEM file of the authorities that may vouch for the server; the system's where None.
+        url: https://, or http:// to loopback where the settings allow it.
+        settings: How it is reached, and what it may cost.
+        known: Of the answer that is held: if it is still current, no body is returned.
+        discovered: The URL is not the policy's, but was found in a document: what the settings' headers say is not for
+            its server, and it must be at a public address unless the settings allow others.
 
     Raises:
         FetchError: Anything else happened.
     """
-    target = target_of(url, insecure_http=insecure_http)
-    async with _one_error(target, timeout_s):
-        request = h11.Request(method="GET", target=target.path, headers=_headers(target, _KEYS_MEDIA_TYPES))
-        context = _tls(ca_file) if target.secure else None
-        max_age_s, body = await _exchange(target, context, request, b"", _accept, BODY_BYTES_MAX)
-        return Fetched(body, max_age_s)
+    target = target_of(url, insecure_http=settings.insecure_http)
+    if settings.proxy is not None and not target.secure:
+        raise FetchError("http:// is not fetched through a proxy")
+    public_only = discovered and not settings.private_addresses
+    way = _Way(
+        settings.connect_timeout_s, settings.read_timeout_s, settings.body_bytes_max, settings.proxy, public_only
+    )
+    async with _one_error(target, settings.timeout_s):
+        headers = _headers(target, _KEYS_MEDIA_TYPES)
+        if known.etag:
+            headers.append(("If-None-Match", known.etag))
+        elif known.last_modified:
+            headers.append(("If-Modified-Since", known.last_modified))
+        if settings.headers and not discovered:
+            headers += await asyncio.to_thread(_headers_from_files, settings.headers)
+        request = h11.Request(method="GET", target=target.path, headers=headers)
+        context = await _client_tls(settings) if target.secure else None
+        fetched, body = await _exchange(target, context, request, b"", partial(_accept, known), way)
+        return fetched if fetched.body is None else fetched._replace(body=body)
 
 
 async def post_form(
@@ -170,7 +233,7 @@ async def post_form(
         ]
         everything = _headers(target, "application/json") + form_headers
         request = h11.Request(method="POST", target=target.path, headers=everything)
-        _, body = await _exchange(target, tls, request, form, _accept_posted, body_bytes_max)
+        _, body = await _exchange(target, tls, request, form, _accept_posted, _Way(body_bytes_max=body_bytes_max))
         return body
 
 
@@ -198,14 +261,14 @@ async def _exchange(
     request: h11.Request,
     content: bytes,
     accept: Callable[[h11.Response, str], T],
-    body_bytes_max: int,
+    way: _Way,
 ) -> tuple[T, bytes]:
     """One request on a connection of its own: what `accept` makes of the response's head, and the body."""
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
+        async with asyncio.timeout(way.connect_timeout_s):
+            reader, writer = await _connect(target, context, way)
     except TimeoutError:
-        raise FetchError(f"no connection to {target.host} within {CONNECT_TIMEOUT_S:g} s") from None
+        raise FetchError(f"no connection to {target.host} within {way.connect_timeout_s:g} s") from None
     try:
         peer = writer.get_extra_info("peername")
         if not target.secure and not (peer and _is_loopback(peer[0])):
@@ -214,9 +277,113 @@ async def _exchange(
         events = [request, *([h11.Data(data=content)] if content else []), h11.EndOfMessage()]
         writer.write(b"".join(connection.send(event) or b"" for event in events))
         await writer.drain()
-        return await _response(connection, reader, target.host, accept, body_bytes_max)
+        return await _response(connection, reader, target.host, accept, way)
     finally:
         writer.transport.abort()
+
+
+_Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _connect(target: Target, context: ssl.SSLContext | None, way: _Way) -> _Streams:
+    if way.public_only and (way.proxy is None or _address(target.host) is not None):
+        addresses = await _public_addresses(target)
+        if way.proxy is None:
+            return await _connect_to_one(target, addresses, context)
+    if way.proxy is not None and context is not None:
+        return await _tunnel(target, context, way.proxy)
+    return await asyncio.open_connection(target.host, target.port, ssl=context)
+
+
+async def _connect_to_one(target: Target, addresses: Sequence[str], context: ssl.SSLContext | None) -> _Streams:
+    """To the addresses that were looked at and no others: asking again might get another answer."""
+    name = target.host if context is not None else None
+    for address in addresses[:-1]:
+        try:
+            return await asyncio.open_connection(address, target.port, ssl=context, server_hostname=name)
+        except OSError:
+            continue
+    return await asyncio.open_connection(addresses[-1], target.port, ssl=context, server_hostname=name)
+
+
+async def _public_addresses(target: Target) -> list[str]:
+    """All addresses of a host, of which each must be public."""
+    found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    addresses = [str(sockaddr[0]) for *_, sockaddr in found][:ADDRESSES_MAX]
+    if not addresses or not all(map(_is_public, addresses)):
+        raise FetchError(
+            f"{target.host} has an address that is not public, and was named by a document: "
+            "allow it by fetch.private_addresses, or name its URL in the policy"
+        )
+    return addresses
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_public(text: str) -> bool:
+    """Also of the IPv4 address that an IPv6 one carries for a translator or tunnel (RFC 4291, 6052, 3056, 4380)."""
+    address = _address(text)
+    if address is None or not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, IPv4Address):
+        return True
+    carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _NAT64 or address in _COMPATIBLE:
+        carried.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return all(inner is None or (inner.is_global and not inner.is_multicast) for inner in carried)
+
+
+async def _tunnel(target: Target, context: ssl.SSLContext, proxy_url: str) -> _Streams:
+    """TLS with the server through a proxy that only passes bytes on (RFC 9110 section 9.3.6)."""
+    proxy = urlsplit(proxy_url)
+    reader, writer = await asyncio.open_connection(proxy.hostname, proxy.port or 80)
+    try:
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        authority = f"{host}:{target.port}"
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADER_BYTES_MAX)
+        ask = h11.Request(method="CONNECT", target=authority, headers=[("Host", authority), ("User-Agent", "sidecar")])
+        writer.write(b"".join(connection.send(event) or b"" for event in (ask, h11.EndOfMessage())))
+        while (event := connection.next_event()) is h11.NEED_DATA or isinstance(event, h11.InformationalResponse):
+            if event is h11.NEED_DATA:
+                connection.receive_data(await reader.read(_READ_BYTES))
+        _check_tunnel(event, connection, target.host)
+        await writer.start_tls(context, server_hostname=target.host)
+    except BaseException:
+        writer.transport.abort()
+        raise
+    return reader, writer
+
+
+def _check_tunnel(event: object, connection: h11.Connection, host: str) -> None:
+    """Refuse anything but a success, after which the server's bytes come and none have come yet."""
+    if not isinstance(event, h11.Response):
+        raise FetchError(f"the proxy does not connect to {host}: it did not answer in HTTP/1.1")
+    if not 200 <= event.status_code < 300 or connection.trailing_data[0]:
+        raise FetchError(f"the proxy does not connect to {host}: status {event.status_code}")
+
+
+def _headers_from_files(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The values that the files hold now, less one line break at the end."""
+    values: list[tuple[str, str]] = []
+    for name, path in headers:
+        try:
+            with Path(path).open("rb") as file:
+                raw = file.read(HEADER_VALUE_BYTES_MAX + 2)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise FetchError(f"the file of the header {name} cannot be read: {reason}") from None
+        value = raw.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
+        if len(value) > HEADER_VALUE_BYTES_MAX or not _HEADER_VALUE.fullmatch(value):
+            raise FetchError(
+                f"the file of the header {name} does not hold 1 to {HEADER_VALUE_BYTES_MAX} characters on one line"
+            )
+        values.append((name, value))
+    return values
 
 
 def _headers(target: Target, accepted: str) -> list[tuple[str, str]]:
@@ -234,24 +401,34 @@ async def _response(
     reader: asyncio.StreamReader,
     host: str,
     accept: Callable[[h11.Response, str], T],
-    body_bytes_max: int,
+    way: _Way,
 ) -> tuple[T, bytes]:
     head: T | None = None
     body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(_READ_BYTES))
+            connection.receive_data(await _read(reader, host, way.read_timeout_s))
         elif isinstance(event, h11.Response):
             head = accept(event, host)
         elif isinstance(event, h11.Data):
             body += event.data
-            if len(body) > body_bytes_max:
-                raise TooLongError(f"{host} answered with more than {body_bytes_max} bytes")
+            if len(body) > way.body_bytes_max:
+                raise TooLongError(f"{host} answered with more than {way.body_bytes_max} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return cast("T", head), bytes(body)
         elif not isinstance(event, h11.InformationalResponse):
             raise FetchError(f"{host} did not answer in complete HTTP/1.1")
+
+
+async def _read(reader: asyncio.StreamReader, host: str, timeout_s: float) -> bytes:
+    if math.isinf(timeout_s):
+        return await reader.read(_READ_BYTES)
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await reader.read(_READ_BYTES)
+    except TimeoutError:
+        raise FetchError(f"{host} sent nothing for {timeout_s:g} s") from None
 
 
 def _accept_posted(response: h11.Response, host: str) -> None:
@@ -261,18 +438,32 @@ def _accept_posted(response: h11.Response, host: str) -> None:
     _refuse_coding(response, host)
 
 
-def _accept(response: h11.Response, host: str) -> int | None:
-    """`max-age` of a response whose body is wanted."""
-    if 300 <= response.status_code < 400:
+def _accept(known: Validators, response: h11.Response, host: str) -> Fetched:
+    """What a response's head says; its body is wanted where `body` is not None."""
+    not_modified = response.status_code == 304 and any(known)
+    if 300 <= response.status_code < 400 and response.status_code != 304:
         raise FetchError(f"{host} answered with a redirect ({response.status_code}), which is not followed")
-    if response.status_code != 200:
+    if response.status_code != 200 and not not_modified:
         raise FetchError(f"{host} answered with status {response.status_code}")
     headers = _refuse_coding(response, host)
+    etag, modified = headers.get(b"etag", ""), headers.get(b"last-modified", "")
+    validators = Validators(
+        etag if _ETAG.fullmatch(etag) else "",
+        modified if _DATE.fullmatch(modified) else "",
+    )
+    body = None if not_modified else b""
+    return Fetched(body, _max_age_s(headers), validators if any(validators) or not not_modified else known)
+
+
+def _max_age_s(headers: Mapping[bytes, str]) -> int | None:
     cache_control = headers.get(b"cache-control", "")
     if "no-store" in cache_control.lower() or "no-cache" in cache_control.lower():
         return 0
     found = _MAX_AGE.search(cache_control)
-    return int(found[1]) if found else None
+    if found is None:
+        return None
+    age = headers.get(b"age", "0")
+    return max(0, int(found[1]) - (int(age) if _SECONDS.fullmatch(age) else 0))
 
 
 def _refuse_coding(response: h11.Response, host: str) -> Mapping[bytes, str]:
@@ -283,14 +474,26 @@ def _refuse_coding(response: h11.Response, host: str) -> Mapping[bytes, str]:
     return headers
 
 
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    """A named file is read each time, so that authorities can be replaced."""
-    if ca_file is None:
+async def _client_tls(settings: FetchSettings) -> ssl.SSLContext:
+    """Files that are named are read each time, so that they can be replaced."""
+    if settings.ca_file is None and settings.client_certificate is None:
         return _system_tls()
+    return await asyncio.to_thread(_tls, settings.ca_file, settings.client_certificate, settings.client_key)
+
+
+def _tls(ca_file: str | None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise FetchError(f"the CA file cannot be used: {error.strerror or type(error).__name__}") from None
+    if certificate is not None:
+        try:
+            # asked only for an encrypted key: an empty password fails, where no callback at all asks the terminal
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise FetchError(f"the client certificate cannot be used: {reason}") from None
+    return context
 
 
 @cache
