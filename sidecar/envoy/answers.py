@@ -46,6 +46,7 @@ _RETRY_AFTER = wire.header_name("retry-after")
 _COOKIE = wire.header_name("cookie")
 _PATH = wire.header_name(":path")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+_DPOP_NONCE = wire.header_name("dpop-nonce")
 _CHALLENGE = wire.header_name("www-authenticate")
 _NO_STORE = wire.header_option(_SET, wire.header_name("cache-control"), b"no-store")
 _PROBLEM = wire.header_option(_SET, wire.header_name("content-type"), b"application/problem+json")
@@ -143,7 +144,8 @@ def _removal(name: str) -> bytes:
 def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> bytes:
     principal = decision.principal
     outcomes = decision.limits
-    if len(outcomes) == 1 and outcomes[0].limit is parts.sole_limit and not request.underscored:
+    sole = len(outcomes) == 1 and outcomes[0].limit is parts.sole_limit
+    if sole and not (request.underscored or request.dpop_nonce):
         answer = _under_sole_limit(parts, principal).answer(outcomes[0])
         if answer is not None:
             return answer
@@ -152,16 +154,16 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
         ok += _upstream_option(header, header.selector.select(request, principal, decision.parameters))
     if request.underscored:
         ok += _twins_removed(request, parts.identity)
-    if parts.cookies:
-        ok += _cookies_kept(request, parts.cookies)
-    if parts.parameters:
-        ok += _query_kept(request, parts.parameters)
+    if parts.cookies or parts.parameters:
+        ok += _cookies_kept(request, parts.cookies) + _query_kept(request, parts.parameters)
     if outcomes:
         headers, limits_metadata = parts.limits.of(outcomes).write(decision, ADD_TO_RESPONSE)
         ok += headers
         metadata += limits_metadata
         if decision.reservation:
             metadata += wire.struct_string(_RESERVATION, decision.reservation.encode("ascii"))
+    if request.dpop_nonce:
+        ok += wire.header_option(ADD_TO_RESPONSE, _DPOP_NONCE, request.dpop_nonce.encode("ascii"))
     if parts.warns:
         ok += warning_to_upstream(decision.warned) if decision.warned else _NO_WARNING
     return b"%b%b%b" % (_OK_STATUS, wire.delimited(_OK, ok), wire.delimited(_METADATA, metadata))
@@ -177,7 +179,7 @@ def _cookies_kept(request: RequestContext, names: frozenset[str]) -> bytes:
 
     What is not ASCII goes with them: it cannot be sent on as it was.
     """
-    header = request.headers.get("cookie")
+    header = request.headers.get("cookie") if names else None
     if header is None:
         return b""
     kept = without_cookies(header, names)
@@ -193,7 +195,7 @@ def _query_kept(request: RequestContext, names: frozenset[str]) -> bytes:
     What is not visible ASCII is percent-encoded on the way: no URI has it (RFC 3986 section 2).
     """
     query = request.query
-    if not query:
+    if not (query and names):
         return b""
     kept = without_parameters(query, names)
     if len(kept) == len(query):
@@ -339,6 +341,8 @@ def _denied(reason: DenyReason, decision: Decision, request: RequestContext | No
     if decision.retry_after_us:
         wait = -(-decision.retry_after_us // US_PER_S)
         http += wire.header_option(_SET, _RETRY_AFTER, b"%d" % wait)
+    if request is not None and request.dpop_nonce:
+        http += wire.header_option(_SET, _DPOP_NONCE, request.dpop_nonce.encode("ascii"))
     if request is None:
         http += _PROBLEM + wire.delimited(_BODY, _problem(denial, reason, outcomes, ""))
     elif _is_grpc(request):
@@ -355,14 +359,15 @@ def _is_grpc(request: RequestContext) -> bool:
 
 
 def _challenge(reason: DenyReason, rule: Rule | None, parts: _RuleParts | None) -> bytes:
-    """The WWW-Authenticate option, kept with the rule; empty where the reason has no challenge."""
-    option = parts.challenges.get(reason) if parts is not None else None
-    if option is None:
-        text = fields.challenge(reason, rule)
-        option = b"" if text is None else wire.header_option(_SET, _CHALLENGE, text.encode("ascii", "replace"))
+    """A WWW-Authenticate option for each challenge, kept with the rule; empty where the reason has none."""
+    options = parts.challenges.get(reason) if parts is not None else None
+    if options is None:
+        texts = fields.challenges(reason, rule)
+        encoded = [wire.header_option(_SET, _CHALLENGE, text.encode("ascii", "replace")) for text in texts]
+        options = b"".join(encoded)
         if parts is not None:
-            parts.challenges[reason] = option
-    return option
+            parts.challenges[reason] = options
+    return options
 
 
 def _problem(denial: _DenialParts, reason: DenyReason, outcomes: Sequence[LimitOutcome], request_id: str) -> bytes:
