@@ -20,6 +20,7 @@ import uvloop
 
 from sidecar.check import CHECK, CheckService
 from sidecar.core.api_keys import NeedApiKey
+from sidecar.core.dpop import NeedFirstUse
 from sidecar.core.introspection import NeedIntrospection
 from sidecar.core.limits import US_PER_S
 from sidecar.core.overrides import Overrides
@@ -33,6 +34,7 @@ from sidecar.edges.file_watch import FileWatcher, Signature, signatures
 from sidecar.edges.hot_keys_route import TOP_PATH, hot_keys_route
 from sidecar.edges.internal_tokens import JWKS_PATH, InternalTokenSigner, jwks_route
 from sidecar.edges.introspection import IntrospectionEngine
+from sidecar.edges.issuers_route import ISSUERS_PATH, issuers_route
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.limit_changes import ChangesFollower, LimitChanges
 from sidecar.edges.limiter import Limiter, monotonic_us
@@ -41,6 +43,7 @@ from sidecar.edges.log import configure_log, get_log
 from sidecar.edges.metrics import LatencyHistogram, Metrics, Sample
 from sidecar.edges.redis_store import RedisStore
 from sidecar.edges.redis_topology import TopologyStore, build_store
+from sidecar.edges.replay_store import ReplayStore
 from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
 from sidecar.guarding import Guarding
@@ -171,6 +174,7 @@ class App:
         self.audit: AuditSink | None = None
         self.store: TopologyStore
         self.limiter: Limiter
+        self.replays: ReplayStore
         self.follower: ChangesFollower
         self.guarding: Guarding
         self.api_keys: ApiKeyEngine
@@ -251,6 +255,8 @@ class App:
         changes = LimitChanges(self.store, settings.redis.key_prefix if settings.redis is not None else "")
         self.follower = ChangesFollower(changes, overrides, forget=self._forget, report=_report_changes, now_us=_now_us)
         wait_s = settings.redis.timeout_s if settings.redis is not None else 0.0
+        prefix = settings.redis.key_prefix if settings.redis is not None else ""
+        self.replays = ReplayStore(self.store if settings.redis is not None else None, prefix, wait_s)
         self.limiter = Limiter(self.store, self.local, overrides=overrides, on_freed=self.follower.freed, wait_s=wait_s)
         self.store.on_denied = self.limiter.denied
         if not isinstance(self.store, RedisStore):
@@ -343,7 +349,11 @@ class App:
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
             guard=self.guarding.guard,
-            engines={NeedApiKey: self.api_keys.ensure, NeedIntrospection: self.introspection.ask},
+            engines={
+                NeedApiKey: self.api_keys.ensure,
+                NeedIntrospection: self.introspection.ask,
+                NeedFirstUse: self.replays.ensure,
+            },
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
@@ -380,6 +390,7 @@ class App:
             "/policy": json_route(lambda: masked(self.holder.document)),
             TOP_PATH: hot_keys_route(lambda: self.limiter.hot_keys, monotonic_us),
             **self.guarding.routes(lambda: self.holder.document),
+            ISSUERS_PATH: issuers_route(self.jwks),
             JWKS_PATH: jwks_route(self.internal_tokens, _now_us),
         }
 
@@ -486,6 +497,7 @@ class App:
             metric_sources.local_store(self.local),
             metric_sources.limiter(self.limiter),
             metric_sources.api_keys(self.api_keys),
+            metric_sources.proofs(self.replays),
             metric_sources.ratelimit(lambda: self.holder.policy),
             metric_sources.server(self.server),
             metric_sources.policy(self.holder),

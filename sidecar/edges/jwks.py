@@ -198,6 +198,11 @@ class IssuerKeys:
         """Usable keys now."""
         return 0 if self.current is None else self.current.count
 
+    @property
+    def unknown_kids(self) -> int:
+        """Names of keys that are remembered as not found; some may be due to be forgotten."""
+        return len(self._unknown)
+
     def age_s(self, now: float) -> float:
         """Seconds since the last good fetch; NaN before the first. `now` is the loop's clock."""
         return now - self.fetched_at

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sidecar.edges.limiter import Limiter
     from sidecar.edges.local_store import LocalStore
     from sidecar.edges.redis_topology import TopologyStore
+    from sidecar.edges.replay_store import ReplayStore
     from sidecar.policy.holder import PolicyHolder
     from sidecar.transport.service import Server
 
@@ -54,8 +55,18 @@ def internal_tokens(signer: InternalTokenSigner, now_us: Callable[[], int]) -> S
     ]
 
 
+def proofs(replays: ReplayStore) -> Source:
+    """DPoP proofs that were good, by whether they were used for the first time."""
+    return lambda: [
+        Sample("sidecar_dpop_proofs_total", ("first",), replays.first),
+        Sample("sidecar_dpop_proofs_total", ("replayed",), replays.replayed),
+        Sample("sidecar_dpop_proofs_total", ("unavailable",), replays.unavailable),
+        Sample("sidecar_dpop_proofs_local_total", (), replays.noted_locally),
+    ]
+
+
 def jwks(engine: JwksEngine) -> Source:
-    """Age, number and fetches of each issuer's keys."""
+    """Age, number and fetches of each issuer's keys, and what its documents held besides."""
 
     def read() -> list[Sample]:
         now = asyncio.get_running_loop().time()
@@ -63,7 +74,12 @@ def jwks(engine: JwksEngine) -> Source:
         for state in engine.states.values():
             name = state.issuer.name
             samples.append(Sample("sidecar_jwks_keys", (name,), state.key_count))
-            samples.append(Sample("sidecar_jwks_fetches_total", (name, "ok"), state.fetches_ok))
+            changed = state.fetches_ok - state.fetches_unchanged
+            exposed = sum(key.exposed for key in state.dropped)
+            samples.append(Sample("sidecar_jwks_keys_unusable", (name, "exposed"), exposed))
+            samples.append(Sample("sidecar_jwks_keys_unusable", (name, "other"), len(state.dropped) - exposed))
+            samples.append(Sample("sidecar_jwks_fetches_total", (name, "ok"), changed))
+            samples.append(Sample("sidecar_jwks_fetches_total", (name, "unchanged"), state.fetches_unchanged))
             samples.append(Sample("sidecar_jwks_fetches_total", (name, "failed"), state.fetches_failed))
             samples.append(Sample("sidecar_jwks_fetches_spared_total", (name,), state.refused))
             age_s = state.age_s(now)

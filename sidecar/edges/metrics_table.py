@@ -65,6 +65,13 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "Checks that a limit would have denied, were it not a shadow.",
     ),
     MetricRow("sidecar_decision_latency_seconds", _H, (), "From the arrival of a Check to its answer."),
+    MetricRow(
+        "sidecar_dpop_proofs_total",
+        _C,
+        ("outcome",),
+        "DPoP proofs that were good, by outcome: first, replayed, unavailable (nobody could say; denied).",
+    ),
+    MetricRow("sidecar_dpop_proofs_local_total", _C, (), "Of the first ones, those that this process alone has noted."),
     MetricRow("sidecar_token_cache_hits_total", _C, (), "Tokens found verified in the cache."),
     MetricRow("sidecar_token_cache_misses_total", _C, (), "Tokens that were not in the cache."),
     MetricRow("sidecar_token_cache_evictions_total", _C, (), "Tokens pushed out of the cache by its limits."),
@@ -119,7 +126,19 @@ METRICS: Final[tuple[MetricRow, ...]] = (
         "sidecar_jwks_age_seconds", _G, ("issuer",), "Time since an issuer's keys were last confirmed.", Merge.MAX
     ),
     MetricRow("sidecar_jwks_keys", _G, ("issuer",), "Usable keys held of an issuer.", Merge.MIN),
-    MetricRow("sidecar_jwks_fetches_total", _C, ("issuer", "result"), "Fetches of an issuer's keys by result."),
+    MetricRow(
+        "sidecar_jwks_keys_unusable",
+        _G,
+        ("issuer", "kind"),
+        "Keys that an issuer publishes and that are not used: exposed (a secret or private parts: alarm), or other.",
+        Merge.MAX,
+    ),
+    MetricRow(
+        "sidecar_jwks_fetches_total",
+        _C,
+        ("issuer", "result"),
+        "Fetches of an issuer's keys by result: ok, unchanged (304, or the same file), failed.",
+    ),
     MetricRow(
         "sidecar_jwks_fetches_spared_total",
         _C,

@@ -17,6 +17,7 @@ from sidecar.edges.admin import Answer, Component, Route, json_answer, live_rout
 from sidecar.edges.admin_client import AdminSilentError, get, get_json
 from sidecar.edges.hot_keys_route import TOP_PATH, merged_hot_keys
 from sidecar.edges.internal_tokens import JWKS_PATH, jwks_answer
+from sidecar.edges.issuers_route import ISSUERS_PATH
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
 from sidecar.edges.metrics_table import ROWS, Kind, Merge
@@ -83,6 +84,7 @@ class WorkerScrape:
             "/metrics": metrics_route(self.samples),
             "/policy": self._policy,
             TOP_PATH: self._hot_keys,
+            ISSUERS_PATH: self._issuers,
             JWKS_PATH: self._jwks,
         }
 
@@ -135,6 +137,10 @@ class WorkerScrape:
 
     async def _policy(self, _headers: Mapping[str, str]) -> Answer:
         return await self._first_answer("/policy")
+
+    async def _issuers(self, _headers: Mapping[str, str]) -> Answer:
+        """As one worker knows them: each fetches for itself."""
+        return await self._first_answer(ISSUERS_PATH)
 
     async def _jwks(self, _headers: Mapping[str, str]) -> Answer:
         """The keys of whichever worker answers: all read the same files."""
