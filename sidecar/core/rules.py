@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, assert_never
 
 from sidecar.core.credentials import BEARER_REMOVED, Removed
 from sidecar.core.decision import NO_PARAMETERS
@@ -95,6 +95,16 @@ class LimitAnswers:
         return self.ratelimit and not (self.x_ratelimit or self.reference)
 
 
+class ChallengeScheme(NamedTuple):
+    """A scheme that `WWW-Authenticate` offers, and parameters of its own, such as `algs="ES256"`; "" for none."""
+
+    name: str
+    parameters: str = ""
+
+
+BEARER_ALONE: Final = (ChallengeScheme("Bearer"),)
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Rule:
     """What applies to a request, everything per-request precomputed.
@@ -130,7 +140,7 @@ class Rule:
     upstream_headers: tuple[tuple[str, Selector], ...] = ()
     identity_headers: tuple[str, ...] = ()
     removed: Removed = BEARER_REMOVED
-    challenge_schemes: tuple[str, ...] = ("Bearer",)
+    challenge_schemes: tuple[ChallengeScheme, ...] = BEARER_ALONE
     challenge: str = ""
     challenge_scope: str = ""
     limit_answers: LimitAnswers = LimitAnswers()

@@ -6,14 +6,15 @@ here is therefore always visible ASCII, and different values never come out alik
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from sidecar.core.decision import REASONS, Challenge, DenyReason
 from sidecar.core.limits import US_PER_S, Algorithm
+from sidecar.core.rules import BEARER_ALONE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sidecar.core.limits import Limit, LimitOutcome
     from sidecar.core.rules import Rule
@@ -110,19 +111,40 @@ def retry_after(outcomes: Sequence[LimitOutcome]) -> int | None:
     return max(1, seconds_up(max(denied)))
 
 
-def challenge(reason: DenyReason, rule: Rule | None) -> str | None:
-    """`WWW-Authenticate` (RFC 6750 section 3, RFC 9728 section 5.1); None where the reason has no challenge.
+_OF_DPOP: Final = frozenset({Challenge.INVALID_DPOP_PROOF, Challenge.USE_DPOP_NONCE})
+_OF_TOKENS: Final = frozenset(Challenge) - _OF_DPOP - {Challenge.NONE, Challenge.BARE, Challenge.API_KEY}
+_ERRORS_OF_SCHEME: Final[Mapping[str, frozenset[Challenge]]] = {"Bearer": _OF_TOKENS, "DPoP": _OF_TOKENS | _OF_DPOP}
+"""The error codes that a scheme has (RFC 6750 section 3.1, RFC 9449 section 7.1, RFC 9470 section 3)."""
 
-    Without a credential there is no `error`, since the client did nothing wrong yet (RFC 6750 section 3.1).
+
+def challenges(reason: DenyReason, rule: Rule | None) -> list[str]:
+    """`WWW-Authenticate` (RFC 9110 section 11.6.1): a challenge for each kind of credential that the rule accepts.
+
+    Nothing where the reason has no challenge. Without a credential there is no `error`, since the client did nothing
+    wrong yet (RFC 6750 section 3.1), and schemes without error codes never have one.
     """
     row = REASONS[reason]
     if row.challenge is Challenge.NONE:
-        return None
-    parameters = [(rule.challenge if rule is not None else "") or 'realm="sidecar"']
-    if row.challenge is Challenge.API_KEY:
-        return f"ApiKey {parameters[0]}"
-    if row.challenge is not Challenge.BARE:
-        parameters += [f'error="{row.challenge.value}"', f'error_description="{row.detail}"']
-    if row.challenge is Challenge.INSUFFICIENT_SCOPE and rule is not None and rule.challenge_scope:
-        parameters.append(f'scope="{rule.challenge_scope}"')
-    return "Bearer " + ", ".join(parameters)
+        return []
+    shared = (rule.challenge if rule is not None else "") or 'realm="sidecar"'
+    error = [f'error="{row.challenge.value}"', f'error_description="{row.detail}"']
+    if rule is not None:
+        error += _what_would_do(row.challenge, rule)
+    texts = []
+    for scheme in rule.challenge_schemes if rule is not None else BEARER_ALONE:
+        parameters = [shared, scheme.parameters]
+        if row.challenge in _ERRORS_OF_SCHEME.get(scheme.name, ()):
+            parameters[1:1] = error
+        texts.append(f"{scheme.name} {', '.join(filter(None, parameters))}")
+    return texts
+
+
+def _what_would_do(challenge: Challenge, rule: Rule) -> list[str]:
+    """The scopes that are named (RFC 6750 section 3), or the authentication that is asked for (RFC 9470 section 3)."""
+    if challenge is Challenge.INSUFFICIENT_SCOPE and rule.challenge_scope:
+        return [f'scope="{rule.challenge_scope}"']
+    step_up = rule.composition.step_up if rule.composition is not None else None
+    if challenge is not Challenge.STEP_UP or step_up is None:
+        return []
+    asked = [f'acr_values="{" ".join(step_up.acr)}"'] if step_up.acr else []
+    return asked if step_up.max_age_s is None else [*asked, f'max_age="{step_up.max_age_s}"']

@@ -143,6 +143,15 @@ class OpaqueTokenCredential(Model):
     )
 
 
+class CertificateCredential(Model):
+    """A client certificate."""
+
+    trust: Name = Field(
+        description="Name of the section (`certificates`) that says where it is and whom it identifies.",
+        examples=["mesh"],
+    )
+
+
 class Credential(Choice):
     """One kind of credential."""
 
@@ -150,6 +159,12 @@ class Credential(Choice):
     api_key: ApiKeyCredential | None = Field(None, description="An API key.", examples=[{"keyrings": ["partners"]}])
     opaque_token: OpaqueTokenCredential | None = Field(
         None, description="A token about which an endpoint is asked.", examples=[{"introspection": "legacy"}]
+    )
+    certificate: CertificateCredential | None = Field(
+        None,
+        description="A client certificate. In `any_of` it counts only where no other of the credentials is shown: what "
+        "a connection shows is not chosen for each request.",
+        examples=[{"trust": "mesh"}],
     )
 
 

@@ -87,7 +87,7 @@ def compile_source(
     issuers = bindings.issuers(compile_issuers(validated, files))
     keyrings = compile_api_keys(validated, files)
     introspection = bindings.introspection(compile_introspection(validated, files))
-    provers = Provers(issuers, {name: each.keyring for name, each in keyrings.items()}, introspection)
+    provers = Provers(issuers, {name: each.keyring for name, each in keyrings.items()}, introspection, bindings.trusts)
     limits = compile_limits(validated)
     rules = RuleCompiler(validated, provers, limits).table()
     ratelimit = compile_ratelimit(validated, files, resources)

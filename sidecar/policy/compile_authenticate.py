@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sidecar.core.api_keys import ApiKeyMethod
 from sidecar.core.authn import Composition, HostLabel, OneTenant, PathTenant, StepUp, TenantSource, TokenMethod
+from sidecar.core.certificates import CertificateMethod
+from sidecar.core.confirmation import NO_BINDING
 from sidecar.core.credentials import CookiePlace, HeaderPlace, Place, QueryPlace, Shape
 from sidecar.core.introspection import OpaqueTokens
 from sidecar.core.limits import US_PER_S
+from sidecar.core.rules import BEARER_ALONE, ChallengeScheme
 from sidecar.policy import durations
 from sidecar.policy.faults import did_you_mean
 from sidecar.policy.fields import parse_header
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sidecar.core.api_keys import Keyring
+    from sidecar.core.certificates import CertificateTrust
     from sidecar.core.introspection import IntrospectionPolicy
     from sidecar.core.issuer import IssuerPolicy
     from sidecar.core.methods import Method
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
 
 BEARER: Final = HeaderPlace("authorization", ("bearer", "dpop"))
 """Where a token is, unless the policy says otherwise; one that is bound to a key comes as `DPoP` (RFC 9449)."""
+
+
+API_KEY: Final = (ChallengeScheme("ApiKey"),)
+CERTIFICATE: Final = (ChallengeScheme("ClientCertificate"),)
+"""TLS has no scheme of HTTP's, and a 401 must name one (RFC 9110 section 15.5.2)."""
 
 
 class Authentication(NamedTuple):
@@ -41,7 +50,7 @@ class Authentication(NamedTuple):
     issuers: Mapping[str, IssuerPolicy]
     composition: Composition | None
     places: tuple[Place, ...]
-    schemes: tuple[str, ...]
+    schemes: tuple[ChallengeScheme, ...]
 
 
 NOBODY: Final = Authentication({}, None, (), ())
@@ -53,7 +62,7 @@ class _Part(NamedTuple):
     kind: str
     method: TokenMethod | Method
     place: Place | None
-    scheme: str
+    schemes: tuple[ChallengeScheme, ...]
 
 
 class Provers(NamedTuple):
@@ -62,6 +71,7 @@ class Provers(NamedTuple):
     issuers: Mapping[str, IssuerPolicy]
     keyrings: Mapping[str, Keyring]
     introspection: Mapping[str, IntrospectionPolicy]
+    trusts: Mapping[str, CertificateTrust]
 
 
 @dataclass(slots=True, eq=False)
@@ -83,8 +93,8 @@ class AuthenticateCompiler:
         if section.issuers is not None:
             issuers = self._accepted(section.issuers)
             if not issuers or (step_up is None and tenant is None):
-                return Authentication(issuers, None, (BEARER,), ("Bearer",))
-            parts = [_Part("token", TokenMethod(issuers, BEARER), BEARER, "Bearer")]
+                return Authentication(issuers, None, (BEARER,), _token_schemes(issuers.values()))
+            parts = [_Part("token", TokenMethod(issuers, BEARER), BEARER, _token_schemes(issuers.values()))]
             return self._composed(parts, every=False, step_up=step_up, tenant=tenant)
         every = section.all_of is not None
         key, credentials = ("all_of", section.all_of) if every else ("any_of", section.any_of)
@@ -103,7 +113,7 @@ class AuthenticateCompiler:
         self, parts: Sequence[_Part], *, every: bool, step_up: StepUp | None, tenant: TenantSource | None
     ) -> Authentication:
         places = tuple(part.place for part in parts if part.place is not None)
-        schemes = tuple(dict.fromkeys(part.scheme for part in parts))
+        schemes = tuple(dict.fromkeys(scheme for part in parts for scheme in part.schemes))
         [first, *others] = parts
         plain = not others and step_up is None and tenant is None
         if plain and isinstance(first.method, TokenMethod) and first.place == BEARER:
@@ -123,18 +133,25 @@ class AuthenticateCompiler:
     def _part(self, credential: written.Credential, shape: Shape) -> _Part | None:
         """The credential as a method; None where something that it names is not there, which is reported elsewhere."""
         kind, section = credential.chosen
+        if kind == "certificate":
+            trust = self.provers.trusts.get(section.trust)
+            return _Part(kind, CertificateMethod(trust), None, CERTIFICATE) if trust is not None else None
         place = compile_place(kind, section.place, shape)
         match kind:
             case "token":
                 issuers = self._accepted(section.issuers)
-                return _Part(kind, TokenMethod(issuers, place), place, "Bearer") if issuers else None
+                if not issuers:
+                    return None
+                bound = isinstance(place, HeaderPlace) and place.schemes == ("dpop",)
+                method = TokenMethod(issuers, place, require_dpop=bound)
+                return _Part(kind, method, place, _token_schemes(issuers.values(), bound=bound))
             case "api_key":
                 known = self.provers.keyrings
                 keyrings = tuple(known[name] for name in dict.fromkeys(section.keyrings) if name in known)
-                return _Part(kind, ApiKeyMethod(keyrings, place), place, "ApiKey") if keyrings else None
+                return _Part(kind, ApiKeyMethod(keyrings, place), place, API_KEY) if keyrings else None
             case _:
                 endpoint = self.provers.introspection.get(section.introspection)
-                return _Part(kind, OpaqueTokens(endpoint, place), place, "Bearer") if endpoint is not None else None
+                return _Part(kind, OpaqueTokens(endpoint, place), place, BEARER_ALONE) if endpoint is not None else None
 
     def _accepted(self, written_names: Sequence[str]) -> Mapping[str, IssuerPolicy]:
         issuers = self.provers.issuers
@@ -212,6 +229,16 @@ def compile_place(kind: str, section: written.CredentialPlace | None, shape: Sha
     if section.scheme is not None:
         return HeaderPlace(header, (section.scheme.lower(),), shape)
     return HeaderPlace(header, _AUTHORIZATION_SCHEMES[kind] if header == "authorization" else (), shape)
+
+
+def _token_schemes(issuers: Iterable[IssuerPolicy], *, bound: bool = False) -> tuple[ChallengeScheme, ...]:
+    """What is offered for tokens of these issuers; `bound`: for bound ones alone."""
+    bindings = [issuer.binding or NO_BINDING for issuer in issuers]
+    algorithms = sorted({name for each in bindings if each.dpop is not None for name in each.dpop.algorithms})
+    if not algorithms:
+        return BEARER_ALONE
+    dpop = ChallengeScheme("DPoP", f'algs="{" ".join(algorithms)}"')
+    return (dpop,) if bound or all(each.require_dpop for each in bindings) else (*BEARER_ALONE, dpop)
 
 
 def _overlap(place: Place, other: Place, *, every: bool) -> bool:

@@ -40,11 +40,12 @@ _SECTION_KEYS = {
     "token": ("issuers", "issuers"),
     "api_key": ("keyrings", "api_keys"),
     "opaque_token": ("introspection", "introspection"),
+    "certificate": ("trust", "certificates"),
 }
 """For each kind of credential: the key that holds a name or several, and the section that they are from."""
 
 
-_NAMES_ONE = frozenset({"opaque_token"})
+_NAMES_ONE = frozenset({"opaque_token", "certificate"})
 
 
 def _check_authenticate(validated: Validated, where: PathParts, authenticate: Mapping) -> None:
