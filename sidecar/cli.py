@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import sidecar
 from sidecar.policy.faults import PolicyError
@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(command=_explain)
     _add_limits(commands)
     _add_keys(commands)
+    _add_revoke(commands)
     _add_conformance(commands)
     return parser
 
@@ -251,6 +252,58 @@ _KEY_OPTIONS: Mapping[str, Callable[[argparse.ArgumentParser], None]] = {
     "import": _add_import_options,
     "prune": _add_prune_options,
 }
+
+
+_REVOKED: Final = (
+    ("token", "--jti", "a token, by its jti"),
+    ("subject", "--sub", "a subject's tokens that were issued before now, or another time"),
+    ("session", "--sid", "a session's tokens, by their sid"),
+    ("key", "--kid", "all tokens that a key signed"),
+    ("credential", "--key-id", "an API key, by its id, or a certificate, by its digest"),
+)
+
+
+def _add_revoke(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    epilog = (
+        "In force on all sidecars within a second; the policy needs a section revocation. Exit status: 0 done; 1 the "
+        "policy was refused, Redis did not answer, or there are too many revocations; 2 the command line is wrong."
+    )
+    revoke = commands.add_parser(
+        "revoke",
+        help="stop believing tokens, subjects, sessions, keys and other credentials",
+        description="Revokes what is not to be believed any more although it can be proved, in the policy's Redis.",
+        epilog=epilog,
+    )
+    actions = revoke.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        described = f"{text[0].upper()}{text[1:]}."
+        action = actions.add_parser(name, help=text, description=described, epilog=epilog)
+        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
+        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
+        action.set_defaults(command=_revoke, action=name)
+        return action
+
+    issuer = "the policy's name of the issuer, introspection, keyring or trust"
+    for name, option, text in _REVOKED:
+        action = add(name, f"revoke {text}")
+        action.add_argument("--issuer", required=True, metavar="NAME", help=issuer)
+        action.add_argument(option, required=True, dest="name", metavar="TEXT", help="what is revoked")
+        action.add_argument("--for", dest="lasting", metavar="DURATION", help="ends by itself after so long")
+        action.add_argument("--note", default="", metavar="TEXT", help="why; shown by list")
+        if name == "subject":
+            action.add_argument("--before", metavar="TIME", help="2026-12-01T06:00:00Z, or seconds since the epoch")
+    undo = add("undo", "believe again what was revoked")
+    undo.add_argument("kind", choices=[name for name, _, _ in _REVOKED], help="what it is")
+    undo.add_argument("name", metavar="TEXT", help="its jti, sub, sid, kid or key id")
+    undo.add_argument("--issuer", required=True, metavar="NAME", help=issuer)
+    add("list", "list what is revoked")
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from sidecar.revoke_command import run  # noqa: PLC0415 - see the module's head
+
+    return run(arguments)
 
 
 def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from sidecar.core.bindings import limit_key
 from sidecar.core.limits import REQUESTS_MAX, US_PER_S, Algorithm, Charge, Limit, LimitOutcome, StoreFailure, Verdict
@@ -30,18 +30,16 @@ from sidecar.core.selectors import (
 from sidecar.edges.admin_client import AdminSilentError, get_json
 from sidecar.edges.hot_keys_route import TOP_PATH
 from sidecar.edges.limit_changes import ChangesError, LimitChanges, StoredOverride
-from sidecar.edges.redis_topology import build_store
 from sidecar.policy.compile import load
 from sidecar.policy.durations import parse as parse_duration
 from sidecar.policy.durations import render as render_duration
 from sidecar.policy.faults import Wrong
+from sidecar.redis_session import UsageError, answered, redis_session
 
 if TYPE_CHECKING:
     from sidecar.core.bindings import LimitBinding
     from sidecar.edges.redis_topology import TopologyStore
     from sidecar.policy.compile import CompiledDocument
-
-T = TypeVar("T")
 
 RATELIMIT: Final = "ratelimit:"
 """In front of a domain of the rate limit service, where a limit's name is expected."""
@@ -49,13 +47,7 @@ RATELIMIT: Final = "ratelimit:"
 ABSENT: Final = "@absent"
 """Stands for a part of the key that requests do not have."""
 
-CONNECT_TIMEOUT_S: Final = 5.0
-RETRY_S: Final = 0.02
 CHARGE_TIMEOUT_S: Final = 2.0
-
-
-class UsageError(Exception):
-    """The command line names something that is not there; says what there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +111,10 @@ def _print(report: Report, arguments: argparse.Namespace) -> int:
 async def _with_session(action: Action, arguments: argparse.Namespace) -> Report:
     document = load(arguments.config, 1)
     redis = document.settings.redis
-    if redis is None:
-        raise UsageError(f"{arguments.config} names no Redis: nothing is counted")
-    if redis.embedded:
-        raise UsageError("an embedded Valkey belongs to the sidecar that started it; name a server in redis.url")
-    store = build_store(redis, "")
-    store.start()
-    try:
-        changes = LimitChanges(store, redis.key_prefix)
-        await _answered(changes.revision)
+    async with redis_session(redis, "nothing is counted") as store:
+        changes = LimitChanges(store, redis.key_prefix if redis is not None else "")
+        await answered(changes.revision)
         return await action(Session(document, store, changes), arguments)
-    finally:
-        await store.close()
-
-
-async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """What looking finds, as soon as the server that is asked is connected."""
-    latest = time.monotonic() + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            return await ask()
-        except ChangesError:
-            if time.monotonic() >= latest:
-                raise
-        await asyncio.sleep(RETRY_S)
 
 
 def counter(document: CompiledDocument, name: str, values: Sequence[str]) -> Counter:
@@ -212,7 +184,7 @@ async def _show(session: Session, arguments: argparse.Namespace) -> Report:
     outcomes = []
     for limit in found.distinct:
         [charge] = overrides.applied([Charge(limit, found.key, 0)])
-        outcomes.append(await _answered(functools.partial(_outcome, session.store, charge)))
+        outcomes.append(await answered(functools.partial(_outcome, session.store, charge)))
     shown = [_as_json(outcome, overridden=overrides.active) for outcome in outcomes]
     text = "\n".join(_as_text(found, each) for each in shown)
     return Report({"limit": found.name, "key": list(found.subject), "counters": shown}, text)

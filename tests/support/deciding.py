@@ -100,12 +100,13 @@ def check_request(
     method: str = "GET",
     host: str = "api.example.com",
     headers: Iterable[tuple[str, str]] = (),
+    source: str = "192.0.2.7",
 ) -> bytes:
     """The CheckRequest that Envoy sends; `credential` is a bearer token."""
     request = CheckRequest()
     http = request.attributes.request.http
     http.id, http.method, http.host, http.path = "17", method, host, path
-    request.attributes.source.address.socket_address.address = "192.0.2.7"
+    request.attributes.source.address.socket_address.address = source
     if credential is not None:
         http.headers["authorization"] = f"Bearer {credential}"
     for name, value in headers:
