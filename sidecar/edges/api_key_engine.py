@@ -77,6 +77,7 @@ class ApiKeyEngine:
 
     Attributes:
         counts: By the keyring's name.
+        following: Whether changes are heard of.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class ApiKeyEngine:
         self._waiting = 0
         self._waiters = 0
         self._reason = ""
+        self.following = False
         self._tasks: list[asyncio.Task[None]] = []
         self._keyrings: dict[str, Keyring] = {keyring.name: keyring for keyring in keyrings}
         self._stores = self._new_stores()
@@ -238,12 +240,13 @@ class ApiKeyEngine:
             try:
                 if self._keyrings:
                     last = await self._poll(last)
+                    self.following = True
                     self._say("")
             except KeyStoreError as error:
-                last = None
+                last, self.following = None, False
                 self._say(str(error))
             except Exception as bug:  # noqa: BLE001 - what is in Redis there must not end the following
-                last = None
+                last, self.following = None, False
                 self._say(f"what is kept in Redis of changed keys cannot be read: {type(bug).__name__}")
             await asyncio.sleep(POLL_S)
 
@@ -258,13 +261,18 @@ class ApiKeyEngine:
             return newest
         while True:
             changed, last = await self._news.after(last)
-            for name in changed:
-                if (changed_in := self._keyrings.get(name[0])) is not None and changed_in.records is None:
-                    changed_in.known.forget(name[1])
-                if (under_way := self._look_ups.get(name)) is not None:
-                    under_way.again = True
+            self.changed(changed)
             if len(changed) < NEWS_READ_MAX:
                 return last
+
+    def changed(self, names: Iterable[Name]) -> None:
+        """Forget keys, each by its keyring and id, since they have changed."""
+        for name in names:
+            keyring, look_up = self._keyrings.get(name[0]), self._look_ups.get(name)
+            if keyring is not None and keyring.records is None:
+                keyring.known.forget(name[1])
+            if look_up is not None:
+                look_up.again = True
 
     async def _note_uses(self) -> None:
         while True:
