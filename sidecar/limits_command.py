@@ -25,6 +25,7 @@ from sidecar.core.selectors import (
     HeaderSelector,
     MetadataSelector,
     PathParameterSelector,
+    PrincipalSelector,
     Selector,
 )
 from sidecar.edges.admin_client import AdminSilentError, get_json
@@ -165,6 +166,8 @@ def _described(selector: Selector) -> str:
     match selector:
         case ClaimSelector(path=path):
             return f"the claim {'.'.join(path)}"
+        case PrincipalSelector(fact=fact):
+            return f"the principal's {fact.value}"
         case HeaderSelector(name=name):
             return f"the header {name}"
         case PathParameterSelector(name=name):

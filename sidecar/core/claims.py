@@ -84,7 +84,7 @@ def believe(
         claims,
         key_id=names[0],
         tier=names[1],
-        tenant=names[2],
+        tenant=names[2] or issuer.tenant,
         signed_by=signed_by,
     )
 

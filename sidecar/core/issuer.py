@@ -157,6 +157,7 @@ class IssuerPolicy:
         max_age_s: Longest time since iat, whatever exp says.
         required_claims, forbidden_claims: Paths of claims that must, or must not, be there; null is not there.
         scope_claim, roles_claim, tier_claim, tenant_claim: Paths of claim names; `()` for none.
+        tenant: On whose behalf whoever has its tokens acts, where there is no `tenant_claim`; "" for nobody's.
         allow_missing_kid: Without `kid`, the single key that fits the algorithm is used, if there is exactly one.
         refresh_s: How often keys are fetched in the background (plus or minus 10 %).
         fetch: How they are fetched.
@@ -186,6 +187,7 @@ class IssuerPolicy:
     roles_claim: tuple[str, ...] = ("roles",)
     tier_claim: tuple[str, ...] = ()
     tenant_claim: tuple[str, ...] = ()
+    tenant: str = ""
     token_bytes_max: int = TOKEN_BYTES_MAX
     allow_missing_kid: bool = True
     refresh_s: int = 300

@@ -6,6 +6,7 @@ where the request has no such value; it never guesses.
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,29 @@ class ClaimSelector:
         path = self.path
         value = principal.claims.get(path[0]) if len(path) == 1 else claim_at(principal.claims, path)
         return value if value.__class__ is str else claim_text(value)
+
+
+class PrincipalFact(enum.Enum):
+    """What is known of every caller, whatever proved it; the value is its name in the policy."""
+
+    SUBJECT = "subject"
+    ISSUER = "issuer"
+    CLIENT = "client"
+    METHOD = "method"
+    TIER = "tier"
+    TENANT = "tenant"
+    KEY_ID = "key_id"
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipalSelector:
+    """What is known of the principal, whatever proved it."""
+
+    fact: PrincipalFact
+
+    def select(self, _request: RequestContext, principal: Principal | None, _parameters: PathParameters) -> str | None:
+        """The text; None without a principal, or where it has none."""
+        return getattr(principal, self.fact.value) or None if principal is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,5 +154,11 @@ SELECTORS_OF_REQUEST = (HeaderSelector, MetadataSelector, AddressSelector, PathP
 """Those whose value is not settled by the principal alone."""
 
 Selector: TypeAlias = (
-    ClaimSelector | HeaderSelector | MetadataSelector | AddressSelector | PathParameterSelector | ConstantSelector
+    ClaimSelector
+    | PrincipalSelector
+    | HeaderSelector
+    | MetadataSelector
+    | AddressSelector
+    | PathParameterSelector
+    | ConstantSelector
 )

@@ -71,6 +71,7 @@ def _compile(validated: Validated, files: Files, where: PathParts, name: str, is
         roles_claim=claim_path(issuer.roles_claim),
         tier_claim=() if issuer.tier_claim is None else claim_path(issuer.tier_claim),
         tenant_claim=() if issuer.tenant_claim is None else claim_path(issuer.tenant_claim),
+        tenant=issuer.tenant or "",
         token_bytes_max=issuer.token_bytes_max,
         allow_missing_kid=issuer.allow_missing_kid,
         refresh_s=_whole_seconds(issuer.refresh),

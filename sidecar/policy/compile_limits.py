@@ -23,6 +23,8 @@ from sidecar.core.selectors import (
     HeaderSelector,
     MetadataSelector,
     PathParameterSelector,
+    PrincipalFact,
+    PrincipalSelector,
     Selector,
 )
 from sidecar.policy.calendars import load_calendar
@@ -64,6 +66,8 @@ def compile_selector(selector: written.Selector) -> Selector:
     match kind:
         case "claim":
             return ClaimSelector(claim_path(value))
+        case "principal":
+            return PrincipalSelector(PrincipalFact(value))
         case "header":
             return HeaderSelector(parse_header(value))
         case "metadata":

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sidecar.core.issuer import JWKS_BYTES_MAX, KEYS_MAX, LEEWAY_S_MAX, TOKEN_BYTES_MAX
 from sidecar.policy.binding_sections import BoundTokens
-from sidecar.policy.fields import Between, Duration, HeaderName, HttpUrl, Text
+from sidecar.policy.fields import Between, Duration, HeaderName, HttpUrl, Name, Text
 from sidecar.policy.limit_sections import ClaimPath
 from sidecar.policy.model import Choice, Model
 
@@ -166,6 +166,9 @@ class Issuer(BoundTokens):
     )
     tenant_claim: ClaimPath | None = Field(
         None, description="The claim with the caller's tenant (a string); none where it is left out.", examples=["tid"]
+    )
+    tenant: Name | None = Field(
+        None, description="The tenant of all of its tokens, instead of `tenant_claim`.", examples=["acme"]
     )
     token_bytes_max: int = Field(
         TOKEN_BYTES_MAX, ge=256, le=64 * 1024, description="Longest accepted token, in bytes.", examples=[4096]

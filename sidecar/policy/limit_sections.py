@@ -51,6 +51,13 @@ class Selector(Choice):
         description="A claim of the verified token; `a.b` goes into objects, a list of names where a name has a dot.",
         examples=["sub", ["https://issuer.example/tenant"]],
     )
+    principal: Literal["subject", "issuer", "client", "method", "tier", "tenant", "key_id"] | None = Field(
+        None,
+        description="What is known of the caller, whatever proved it: `subject`; `issuer` (the policy's name of the "
+        "issuer, keyring, endpoint or trust); `client`; `method` (`token`, `api_key`, `opaque_token`, `certificate`); "
+        "`tier`; `tenant`; `key_id` (of the API key, the token's `jti`, or the certificate's digest).",
+        examples=["tier"],
+    )
     header: HeaderName | None = Field(
         None, description="A request header: something that the client chooses freely.", examples=["x-tenant"]
     )
