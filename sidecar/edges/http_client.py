@@ -11,46 +11,54 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cache, partial
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import h11
+
+from sidecar.edges.http_connect import (
+    BODY_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    READ_BYTES,
+    FetchError,
+    Target,
+    Way,
+    connect,
+    is_loopback,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from sidecar.core.issuer import FetchSettings
 
-BODY_BYTES_MAX = 512 * 1024
-HEADER_BYTES_MAX = 16 * 1024
-"""Status line and headers together."""
-CONNECT_TIMEOUT_S = 2.0
-_READ_BYTES = 64 * 1024
 _KEYS_MEDIA_TYPES = "application/jwk-set+json, application/json"
-ADDRESSES_MAX = 16
-"""Of one host; further ones are not used."""
 HEADER_VALUE_BYTES_MAX = 8 * 1024
-_NAT64 = ip_network("64:ff9b::/96")
-_COMPATIBLE = ip_network("::/96")
 _HEADER_VALUE = re.compile(r"[!-~\xa0-\xff]([\t -~\xa0-\xff]*[!-~\xa0-\xff])?")
 _ETAG = re.compile(r'(W/)?"[!#-~]{0,256}"')
 _DATE = re.compile(r"[A-Za-z0-9,: +-]{1,64}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
-_URL = re.compile(r"[!-~]+")
 _MAX_AGE = re.compile(r'(?:^|[,\s])max-age="?(\d{1,9})(?:"|[,\s]|$)', re.IGNORECASE)
 
 
+__all__ = [
+    "BODY_BYTES_MAX",
+    "FetchError",
+    "Fetched",
+    "Get",
+    "StatusError",
+    "Target",
+    "TooLongError",
+    "Validators",
+    "get",
+    "post_form",
+    "target_of",
+]
+
 T = TypeVar("T")
-
-
-class FetchError(Exception):
-    """Nothing usable came back; the message says why and names no more of the URL than its host."""
 
 
 class TooLongError(FetchError):
@@ -63,22 +71,6 @@ class StatusError(FetchError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A URL that may be fetched, taken apart."""
-
-    secure: bool
-    host: str
-    port: int
-    path: str
-
-    @property
-    def authority(self) -> str:
-        """The Host header's value."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
 
 class Validators(NamedTuple):
@@ -119,53 +111,6 @@ class Get(Protocol):
         """See `get`."""
 
 
-class _Way(NamedTuple):
-    """How to get to a server, and how much to take from it."""
-
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
-    read_timeout_s: float = math.inf
-    body_bytes_max: int = BODY_BYTES_MAX
-    proxy: str | None = None
-    public_only: bool = False
-
-
-def target_of(url: str, *, insecure_http: bool = False) -> Target:
-    """The parts of an https URL; of an http one only where that is allowed, and only on this machine.
-
-    Raises:
-        FetchError: The URL is of any other kind, or says more than where the document is.
-    """
-    if not _URL.fullmatch(url):
-        raise FetchError("the URL has a character that URLs do not have")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise FetchError("the URL is not well-formed") from None
-    if parts.scheme not in {"https", "http"}:
-        raise FetchError("the URL is not https://")
-    if not host:
-        raise FetchError("the URL has no host")
-    if parts.username is not None or parts.password is not None or parts.fragment:
-        raise FetchError("the URL has credentials or a fragment")
-    secure = parts.scheme == "https"
-    if not secure and not insecure_http:
-        raise FetchError("http:// is refused: use https://, or insecure_http for a server on this machine")
-    if not secure and not _is_loopback(host):
-        raise FetchError("http:// is refused: the host is not this machine's loopback")
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(secure, host, port or (443 if secure else 80), path)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 async def get(
     url: str, settings: FetchSettings, *, known: Validators = NOTHING_KNOWN, discovered: bool = False
 ) -> Fetched:
@@ -185,9 +130,7 @@ async def get(
     if settings.proxy is not None and not target.secure:
         raise FetchError("http:// is not fetched through a proxy")
     public_only = discovered and not settings.private_addresses
-    way = _Way(
-        settings.connect_timeout_s, settings.read_timeout_s, settings.body_bytes_max, settings.proxy, public_only
-    )
+    way = Way(settings.connect_timeout_s, settings.read_timeout_s, settings.body_bytes_max, settings.proxy, public_only)
     async with _one_error(target, settings.timeout_s):
         headers = _headers(target, _KEYS_MEDIA_TYPES)
         if known.etag:
@@ -233,7 +176,7 @@ async def post_form(
         ]
         everything = _headers(target, "application/json") + form_headers
         request = h11.Request(method="POST", target=target.path, headers=everything)
-        _, body = await _exchange(target, tls, request, form, _accept_posted, _Way(body_bytes_max=body_bytes_max))
+        _, body = await _exchange(target, tls, request, form, _accept_posted, Way(body_bytes_max=body_bytes_max))
         return body
 
 
@@ -261,17 +204,17 @@ async def _exchange(
     request: h11.Request,
     content: bytes,
     accept: Callable[[h11.Response, str], T],
-    way: _Way,
+    way: Way,
 ) -> tuple[T, bytes]:
     """One request on a connection of its own: what `accept` makes of the response's head, and the body."""
     try:
         async with asyncio.timeout(way.connect_timeout_s):
-            reader, writer = await _connect(target, context, way)
+            reader, writer = await connect(target, context, way)
     except TimeoutError:
         raise FetchError(f"no connection to {target.host} within {way.connect_timeout_s:g} s") from None
     try:
         peer = writer.get_extra_info("peername")
-        if not target.secure and not (peer and _is_loopback(peer[0])):
+        if not target.secure and not (peer and is_loopback(peer[0])):
             raise FetchError("http:// is refused: the name resolves to another machine")
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADER_BYTES_MAX)
         events = [request, *([h11.Data(data=content)] if content else []), h11.EndOfMessage()]
@@ -280,91 +223,6 @@ async def _exchange(
         return await _response(connection, reader, target.host, accept, way)
     finally:
         writer.transport.abort()
-
-
-_Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _connect(target: Target, context: ssl.SSLContext | None, way: _Way) -> _Streams:
-    if way.public_only and (way.proxy is None or _address(target.host) is not None):
-        addresses = await _public_addresses(target)
-        if way.proxy is None:
-            return await _connect_to_one(target, addresses, context)
-    if way.proxy is not None and context is not None:
-        return await _tunnel(target, context, way.proxy)
-    return await asyncio.open_connection(target.host, target.port, ssl=context)
-
-
-async def _connect_to_one(target: Target, addresses: Sequence[str], context: ssl.SSLContext | None) -> _Streams:
-    """To the addresses that were looked at and no others: asking again might get another answer."""
-    name = target.host if context is not None else None
-    for address in addresses[:-1]:
-        try:
-            return await asyncio.open_connection(address, target.port, ssl=context, server_hostname=name)
-        except OSError:
-            continue
-    return await asyncio.open_connection(addresses[-1], target.port, ssl=context, server_hostname=name)
-
-
-async def _public_addresses(target: Target) -> list[str]:
-    """All addresses of a host, of which each must be public."""
-    found = await asyncio.get_running_loop().getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    addresses = [str(sockaddr[0]) for *_, sockaddr in found][:ADDRESSES_MAX]
-    if not addresses or not all(map(_is_public, addresses)):
-        raise FetchError(
-            f"{target.host} has an address that is not public, and was named by a document: "
-            "allow it by fetch.private_addresses, or name its URL in the policy"
-        )
-    return addresses
-
-
-def _address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-
-
-def _is_public(text: str) -> bool:
-    """Also of the IPv4 address that an IPv6 one carries for a translator or tunnel (RFC 4291, 6052, 3056, 4380)."""
-    address = _address(text)
-    if address is None or not address.is_global or address.is_multicast:
-        return False
-    if isinstance(address, IPv4Address):
-        return True
-    carried = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in _NAT64 or address in _COMPATIBLE:
-        carried.append(IPv4Address(int(address) & 0xFFFFFFFF))
-    return all(inner is None or (inner.is_global and not inner.is_multicast) for inner in carried)
-
-
-async def _tunnel(target: Target, context: ssl.SSLContext, proxy_url: str) -> _Streams:
-    """TLS with the server through a proxy that only passes bytes on (RFC 9110 section 9.3.6)."""
-    proxy = urlsplit(proxy_url)
-    reader, writer = await asyncio.open_connection(proxy.hostname, proxy.port or 80)
-    try:
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        authority = f"{host}:{target.port}"
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEADER_BYTES_MAX)
-        ask = h11.Request(method="CONNECT", target=authority, headers=[("Host", authority), ("User-Agent", "sidecar")])
-        writer.write(b"".join(connection.send(event) or b"" for event in (ask, h11.EndOfMessage())))
-        while (event := connection.next_event()) is h11.NEED_DATA or isinstance(event, h11.InformationalResponse):
-            if event is h11.NEED_DATA:
-                connection.receive_data(await reader.read(_READ_BYTES))
-        _check_tunnel(event, connection, target.host)
-        await writer.start_tls(context, server_hostname=target.host)
-    except BaseException:
-        writer.transport.abort()
-        raise
-    return reader, writer
-
-
-def _check_tunnel(event: object, connection: h11.Connection, host: str) -> None:
-    """Refuse anything but a success, after which the server's bytes come and none have come yet."""
-    if not isinstance(event, h11.Response):
-        raise FetchError(f"the proxy does not connect to {host}: it did not answer in HTTP/1.1")
-    if not 200 <= event.status_code < 300 or connection.trailing_data[0]:
-        raise FetchError(f"the proxy does not connect to {host}: status {event.status_code}")
 
 
 def _headers_from_files(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -401,7 +259,7 @@ async def _response(
     reader: asyncio.StreamReader,
     host: str,
     accept: Callable[[h11.Response, str], T],
-    way: _Way,
+    way: Way,
 ) -> tuple[T, bytes]:
     head: T | None = None
     body = bytearray()
@@ -423,10 +281,10 @@ async def _response(
 
 async def _read(reader: asyncio.StreamReader, host: str, timeout_s: float) -> bytes:
     if math.isinf(timeout_s):
-        return await reader.read(_READ_BYTES)
+        return await reader.read(READ_BYTES)
     try:
         async with asyncio.timeout(timeout_s):
-            return await reader.read(_READ_BYTES)
+            return await reader.read(READ_BYTES)
     except TimeoutError:
         raise FetchError(f"{host} sent nothing for {timeout_s:g} s") from None
 
