@@ -257,17 +257,17 @@ def ratio(costs: Mapping[str, list[float]], name: str, baseline: str) -> float:
     return median(mine / other for mine, other in zip(costs[name], costs[baseline], strict=True))
 
 
-WARM, COLD = "warm token", "cold token, ES256"
+WARM, COLD = "warm token (RS256)", "cold token, ES256"
 
 
 def kinds(it: Deciding, keys: Mapping[str, SigningKey], scale: Scale) -> list[Budget]:
     """Every kind of credential."""
-    text = token("main", keys["main"])
+    usual, text = token("third", keys["third"]), token("main", keys["main"])
     shown = {
-        WARM: bearer("/token", text),
+        WARM: bearer("/token", usual),
         "warm API key": check("/api-key", {"x-api-key": API_KEY}),
         "warm opaque token": bearer("/opaque", OPAQUE),
-        "warm token, any_of three": bearer("/either", text),
+        "warm token, any_of three": bearer("/either", usual),
         "warm API key, any_of three": check("/either", {"x-api-key": API_KEY}),
         "warm opaque token, any_of three": bearer("/either", OPAQUE),
         "refused: no credential": check("/token", {}),
@@ -283,9 +283,11 @@ def kinds(it: Deciding, keys: Mapping[str, SigningKey], scale: Scale) -> list[Bu
         name: (lambda message=message: it.decide(message)) for name, message in shown.items()
     }
 
+    cold_message = bearer("/token", text)
+
     def cold() -> None:
         it.cache.drop(text)
-        it.decide(shown[WARM])
+        it.decide(cold_message)
 
     actions[COLD] = cold
     costs = in_turns(actions, scale.seconds / 2, max(3, scale.rounds * 3))

@@ -292,6 +292,7 @@ class Composition:
         every: Each of them must prove somebody, and the first is who the caller is; otherwise exactly one is shown.
         step_up: What must hold of the caller's authentication; None: nothing.
         tenant: Says which tenant the caller must act for; None: any.
+        sole: The one method, where there is no other way to be proved.
     """
 
     methods: tuple[TokenMethod | Method, ...]
@@ -299,8 +300,11 @@ class Composition:
     every: bool = False
     step_up: StepUp | None = None
     tenant: TenantSource | None = None
+    sole: TokenMethod | Method | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if len(self.methods) == 1 and not (self.ambient or self.every):
+            object.__setattr__(self, "sole", self.methods[0])
         if not 0 < len(self.methods) + len(self.ambient) <= CREDENTIALS_MAX:
             raise ValueError(f"a composition has 1 to {CREDENTIALS_MAX} methods")
         if self.every and self.ambient:
@@ -354,6 +358,9 @@ _Shown: TypeAlias = "list[tuple[TokenMethod | Method, str]]"
 
 def _one_shown(composition: Composition, request: RequestContext) -> _Shown | Rejected:
     """The one credential; what the connection shows counts where nothing else is shown."""
+    sole = composition.sole
+    if sole is not None and isinstance(text := sole.shown(request), str):  # 0.2 us less than the loop
+        return [(sole, text)]
     found: _Shown = []
     for method in composition.methods:
         text = method.shown(request)
