@@ -349,6 +349,7 @@ class App:
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
             guard=self.guarding.guard,
+            token_for=self.internal_tokens.token_for,
             engines={
                 NeedApiKey: self.api_keys.ensure,
                 NeedIntrospection: self.introspection.ask,

@@ -27,6 +27,7 @@ from sidecar.core.redaction import masked_text
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges.audit_record import audit_record
 from sidecar.edges.holds import new_hold
+from sidecar.edges.internal_tokens import InternalTokenSigner
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
 from sidecar.envoy import ext_authz
@@ -133,9 +134,9 @@ async def _explain(policy: Policy, message: bytes) -> Explanation:
     else:
         context = request
         decision, charges = await _decide(policy, context)
-    answer = MessageToDict(
-        ext_authz_pb2.CheckResponse.FromString(ext_authz.encode(decision, context)), preserving_proto_field_name=True
-    )
+    token = InternalTokenSigner(policy.internal_tokens).token_for(decision, time.time_ns() // 1000)
+    encoded = ext_authz.encode(decision, context, token)
+    answer = MessageToDict(ext_authz_pb2.CheckResponse.FromString(encoded), preserving_proto_field_name=True)
     record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))
     steps = _steps(decision, charges, message)
     shown = tuple((name, masked_text(found)) for name, found in steps)

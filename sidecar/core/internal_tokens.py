@@ -71,7 +71,6 @@ class InternalTokens:
         lifetime_s: From `iat` to `exp`, at most.
         token_type: `typ`.
         claims: Names of claims that are copied from the credential besides `AUTHENTICATION_CLAIMS`.
-        header: The upstream's header that carries the token, in lower case.
         directory: Where the keys came from.
         keys: By `signs_from_us`, the earliest first; at least one.
     """
@@ -81,13 +80,8 @@ class InternalTokens:
     lifetime_s: int
     token_type: str
     claims: tuple[str, ...]
-    header: str
     directory: str
     keys: tuple[SigningKey, ...]
-
-    def header_value(self, token: str) -> str:
-        """The header's value: `Bearer` and the token in `authorization`, else the token alone."""
-        return f"Bearer {token}" if self.header == "authorization" else token
 
     def signing(self, now_us: int) -> SigningKey:
         """The key that signs: the latest whose time has come, or, before that of every key, the earliest."""

@@ -117,6 +117,8 @@ class Rule:
         identity_headers: Every header name any rule of the policy may set for the upstream, and each one's twin with
             underscores: those not set on this request are removed from it.
         removed: The credentials that do not go to the upstream.
+        token_header: The upstream's header that has an internal token in place of the credential, "" for none.
+        token_audiences: Of that token; the policy's where it is empty.
         challenge_schemes: Of `WWW-Authenticate`: one challenge for each kind of credential that is accepted.
         challenge: The parts of `WWW-Authenticate` after the scheme that never change (realm,
             resource_metadata: RFC 9728 section 5.1), already quoted.
@@ -140,6 +142,8 @@ class Rule:
     upstream_headers: tuple[tuple[str, Selector], ...] = ()
     identity_headers: tuple[str, ...] = ()
     removed: Removed = BEARER_REMOVED
+    token_header: str = ""
+    token_audiences: tuple[str, ...] = ()
     challenge_schemes: tuple[ChallengeScheme, ...] = BEARER_ALONE
     challenge: str = ""
     challenge_scope: str = ""

@@ -21,6 +21,7 @@ from sidecar.edges.log import get_log
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sidecar.core.decision import Decision
     from sidecar.core.internal_tokens import InternalTokens
     from sidecar.core.principal import Principal
     from sidecar.edges.admin import Route
@@ -114,6 +115,17 @@ class InternalTokenSigner:
         made = self._make(principal, audiences, now_us)
         self._keep(place, made)
         return made.token
+
+    def token_for(self, decision: Decision, now_us: int) -> str:
+        """What replaces the credential of an allowed decision; "" where nothing does.
+
+        Raises:
+            InternalTokenError: As `sign`.
+        """
+        rule, principal = decision.rule, decision.principal
+        if decision.reason is not None or rule is None or principal is None or not rule.token_header:
+            return ""
+        return self.sign(principal, now_us, rule.token_audiences)
 
     def jwks(self, now_us: int) -> dict[str, list[Mapping[str, str]]] | None:
         """The published keys as a JWK set (RFC 7517 section 5); None where the policy has no such section."""

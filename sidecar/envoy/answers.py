@@ -45,12 +45,15 @@ _FORGEABLE = "x-envoy-auth-failure-mode-allowed"
 _RETRY_AFTER = wire.header_name("retry-after")
 _COOKIE = wire.header_name("cookie")
 _PATH = wire.header_name(":path")
+_SCHEMES = {"authorization": b"Bearer "}
+"""What stands before a token in a header, by the header's name."""
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 _DPOP_NONCE = wire.header_name("dpop-nonce")
 _CHALLENGE = wire.header_name("www-authenticate")
 _NO_STORE = wire.header_option(_SET, wire.header_name("cache-control"), b"no-store")
 _PROBLEM = wire.header_option(_SET, wire.header_name("content-type"), b"application/problem+json")
 
+_METHOD, _TIER, _TENANT, _KEY_ID = map(wire.struct_key, ("method", "tier", "tenant", "key_id"))
 _SUBJECT, _ISSUER, _CLIENT, _SCOPE, _RULE, _REASON, _GENERATION, _RESERVATION = map(
     wire.struct_key, ("subject", "issuer", "client", "scope", "rule", "reason", "generation", "reservation")
 )
@@ -66,7 +69,7 @@ class Answers:
         self._generation = 0
         self._rules: dict[Rule, _RuleParts] = {}
 
-    def encode(self, decision: Decision, request: RequestContext | None) -> bytes:
+    def encode(self, decision: Decision, request: RequestContext | None, token: str) -> bytes:
         """See `ext_authz.encode`."""
         rule = decision.rule
         parts = None
@@ -79,8 +82,13 @@ class Answers:
                 parts = self._rules[rule] = _RuleParts(rule, decision.generation)
         reason = decision.reason
         if reason is None:
-            if parts is not None and request is not None and (decision.principal is not None or parts.anonymous):
-                return _allowed(decision, request, parts)
+            if (
+                parts is not None
+                and request is not None
+                and (decision.principal is not None or parts.anonymous)
+                and (token or parts.token is None)
+            ):
+                return _allowed(decision, request, parts, token)
             reason = DenyReason.INTERNAL
         return _denied(reason, decision, request, parts)
 
@@ -100,6 +108,8 @@ class _RuleParts:
         "parameters",
         "removals",
         "sole_limit",
+        "token",
+        "token_scheme",
         "warns",
     )
 
@@ -107,6 +117,8 @@ class _RuleParts:
         names = {name for name, _ in rule.upstream_headers}
         if rule.warns:
             names.add(WARNING_HEADER)
+        if rule.token_header:
+            names.add(rule.token_header)
         gone = rule.removed
         remove = [*rule.identity_headers, *(name.replace("-", "_") for name in sorted(names)), _FORGEABLE]
         remove += [twin for name in gone.headers for twin in (name, name.replace("-", "_"))]
@@ -119,11 +131,13 @@ class _RuleParts:
         self.of_request = tuple(it for it in upstream if isinstance(it.selector, SELECTORS_OF_REQUEST))
         self.limits = RuleLimits([binding.limit for binding in rule.limits], rule.limit_answers)
         self.warns = rule.warns
+        self.token = wire.header_name(rule.token_header) if rule.token_header else None
+        self.token_scheme = _SCHEMES.get(rule.token_header, b"")
         name = wire.struct_string(_RULE, rule.name.encode("utf-8", "replace"))
         self.metadata = name + wire.struct_number(_GENERATION, generation)
         self.challenges: dict[DenyReason, bytes] = {}
         own = self.limits.own
-        by_request = self.of_request or gone.cookies or gone.parameters
+        by_request = self.of_request or gone.cookies or gone.parameters or rule.token_header
         sole = len(own.limits) == 1 and own.plain and not (by_request or rule.reserves or rule.warns)
         self.sole_limit = own.limits[0].limit if sole else None
         """The only limit, where an allowed answer depends on nothing but the principal and this limit's numbers."""
@@ -141,7 +155,7 @@ def _removal(name: str) -> bytes:
     return wire.delimited(_REMOVE, name.encode("ascii"))
 
 
-def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> bytes:
+def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts, token: str) -> bytes:
     principal = decision.principal
     outcomes = decision.limits
     sole = len(outcomes) == 1 and outcomes[0].limit is parts.sole_limit
@@ -152,9 +166,10 @@ def _allowed(decision: Decision, request: RequestContext, parts: _RuleParts) -> 
     ok, metadata = _of_principal(parts, principal)
     for header in parts.of_request:
         ok += _upstream_option(header, header.selector.select(request, principal, decision.parameters))
-    if request.underscored:
+    if parts.token is not None:
+        ok += wire.header_option(_SET, parts.token, parts.token_scheme + token.encode("ascii"))
+    if request.underscored or parts.cookies or parts.parameters:
         ok += _twins_removed(request, parts.identity)
-    if parts.cookies or parts.parameters:
         ok += _cookies_kept(request, parts.cookies) + _query_kept(request, parts.parameters)
     if outcomes:
         headers, limits_metadata = parts.limits.of(outcomes).write(decision, ADD_TO_RESPONSE)
@@ -272,8 +287,14 @@ def _upstream_option(header: _UpstreamHeader, text: str | None) -> bytes:
 def _principal_metadata(principal: Principal) -> bytes:
     """Who was proved. Text that UTF-8 cannot carry (lone surrogates) is left out rather than altered."""
     texts = [(_SUBJECT, principal.subject), (_ISSUER, principal.issuer)]
-    if principal.client:
-        texts.append((_CLIENT, principal.client))
+    optional = (
+        (_CLIENT, principal.client),
+        (_METHOD, principal.method),
+        (_TIER, principal.tier),
+        (_TENANT, principal.tenant),
+        (_KEY_ID, principal.key_id),
+    )
+    texts += [(key, text) for key, text in optional if text]
     if principal.scopes:
         texts.append((_SCOPE, " ".join(sorted(principal.scopes))))
     encoded = b""

@@ -162,17 +162,18 @@ def _stream_id(stream_id: str) -> str:
 _answers = Answers()
 
 
-def encode(decision: Decision, request: RequestContext | None = None) -> bytes:
+def encode(decision: Decision, request: RequestContext | None = None, token: str = "") -> bytes:
     """The CheckResponse that says what was decided; see the module's head for what it carries.
 
     An allowed decision that lacks what allowing needs (its request, a rule, the principal of a rule that is not
-    anonymous) is answered as INTERNAL: a fault of ours denies.
+    anonymous, the token of a rule that replaces credentials) is answered as INTERNAL: a fault of ours denies.
 
     Args:
         decision: What was decided.
         request: What it was decided about; None where that could not be decoded.
+        token: What replaces the caller's credential, where the rule says so.
     """
-    return _answers.encode(decision, request)
+    return _answers.encode(decision, request, token)
 
 
 _REFUSALS = {

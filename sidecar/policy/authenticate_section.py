@@ -244,4 +244,4 @@ class Authenticate(Model):
         return self
 
 
-CredentialUse: TypeAlias = Literal["remove", "forward"]
+CredentialUse: TypeAlias = Literal["remove", "forward", "replace"]

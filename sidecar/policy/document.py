@@ -27,7 +27,7 @@ from sidecar.policy.fields import (
     Text,
     UpstreamHeaderName,
 )
-from sidecar.policy.internal_tokens_section import InternalTokensSection
+from sidecar.policy.internal_tokens_section import AUDIENCES_MAX, InternalTokensSection
 from sidecar.policy.introspection_section import INTROSPECTION_MAX, IntrospectionSection
 from sidecar.policy.issuer_sections import Issuer
 from sidecar.policy.limit_sections import AnswersSection, LimitSection, Selector
@@ -60,9 +60,16 @@ class UpstreamSection(Model):
     )
     credential: CredentialUse | None = Field(
         None,
-        description="What becomes of the credential: `remove` it from the request (as without this key), or `forward` "
-        "it. Credentials that other rules look for are removed in any case, but for anonymous rules that forward.",
+        description="What becomes of the credential: `remove` it from the request (as without this key), `forward` it, "
+        "or `replace` it by a token that the sidecar signs (`internal_tokens`). Credentials that other rules look for "
+        "are removed in any case, but for anonymous rules that forward.",
         examples=["forward"],
+    )
+    audiences: list[Text] = Field(
+        [],
+        max_length=AUDIENCES_MAX,
+        description="With `replace`: the token's `aud`, instead of `internal_tokens.audiences`.",
+        examples=[["orders"]],
     )
 
 

@@ -24,6 +24,7 @@ KEYS_MAX: Final = 16
 """Keys in the directory: one that signs, the next ones, and those of yesterday."""
 
 COPIED_CLAIMS_MAX: Final = 32
+AUDIENCES_MAX: Final = 16
 
 TYPE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
 CLAIM_PATTERN: Final = r"^[!-~]{1,256}$"
@@ -62,7 +63,7 @@ class InternalTokensSection(Model):
     issuer: Text = Field(description="`iss`: the name of who vouches.", examples=["https://sidecar.shop.internal"])
     audiences: list[Text] = Field(
         min_length=1,
-        max_length=16,
+        max_length=AUDIENCES_MAX,
         description="`aud`, for rules that name none of their own.",
         examples=[["shop-upstreams"]],
     )
@@ -104,7 +105,6 @@ def compile_internal_tokens(validated: Validated, files: Files) -> InternalToken
         lifetime_s=durations.parse(section.lifetime) // US_PER_S,
         token_type=section.token_type,
         claims=tuple(section.claims),
-        header=parse_token_header(section.header),
         directory=str(files.path(section.keys)),
         keys=_keys(validated, files.path(section.keys)),
     )

@@ -128,9 +128,3 @@ def test_whoever_signs_is_published():
     for at_s in range(0, 6000, 7):
         now_us = at_s * 1_000_000
         assert tokens.signing(now_us) in tokens.published(now_us)
-
-
-def test_the_header_is_a_bearer_token_in_authorization_alone():
-    """Other headers carry the bare token."""
-    assert internal_tokens().header_value("t") == "Bearer t"
-    assert internal_tokens(header="x-internal-token").header_value("t") == "t"

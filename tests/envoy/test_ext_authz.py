@@ -658,7 +658,7 @@ class TestKeptParts:
         kept = answers.Answers()
         for generation in (1, 2):
             for _ in range(3):
-                kept.encode(Decision(DenyReason.NO_RULE, make_rule(), None, (), generation), None)
+                kept.encode(Decision(DenyReason.NO_RULE, make_rule(), None, (), generation), None, "")
             assert len(kept._rules) == 3
 
     def test_callers_do_not_mix(self):

@@ -159,6 +159,7 @@ def test_a_rules_headers_are_added_to_the_defaults_and_win(full):
 def test_identity_headers_are_those_of_every_rule_with_their_twins(full):
     """Every rule removes what any rule may set, so that no client can send it where a rule does not."""
     expected = {"x-user-id", "x_user_id", "x-scopes", "x_scopes", "x-order", "x_order"}
+    expected |= {"x-internal-token", "x_internal_token"}
     assert all(set(rule.identity_headers) == expected for rule in full.policy.rules.rules)
     assert identity_headers(["X-A", "plain"]) == ("x-a", "x_a", "plain")
 

@@ -44,10 +44,10 @@ def test_keys_are_sorted_by_the_time_in_their_names(tmp_path):
 
 
 def test_what_is_left_out_has_its_default(tmp_path):
-    """Two minutes, a bearer token in authorization, `at+jwt`, and no copied claims."""
+    """Two minutes, `at+jwt`, and no copied claims."""
     write_keys(tmp_path / "keys", "2026-12-01.pem")
     tokens = loaded(tmp_path).policy.internal_tokens
-    assert (tokens.lifetime_s, tokens.header, tokens.token_type, tokens.claims) == (120, "authorization", "at+jwt", ())
+    assert (tokens.lifetime_s, tokens.token_type, tokens.claims) == (120, "at+jwt", ())
     assert tokens.directory == str(tmp_path / "keys")
 
 

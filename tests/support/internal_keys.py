@@ -45,7 +45,6 @@ def internal_tokens(*keys: tuple[bytes, int], **changes: Any) -> InternalTokens:
         "lifetime_s": 120,
         "token_type": "at+jwt",
         "claims": (),
-        "header": "authorization",
         "directory": "",
         "keys": tuple(read_signing_key(text, at_s * 1_000_000) for text, at_s in written),
     }
