@@ -92,7 +92,7 @@ class NeedFirstUse(NamedTuple):
     What is found: True, it was not noted before; False, it was; None, it could not be noted.
 
     Attributes:
-        key: Names this proof for this token.
+        key: Names this proof for this token, and shows neither.
         digest: SHA-256 of the key's thumbprint and `jti`: names the proof for everyone.
         lifetime_ms: How long to remember it.
         local: It may be noted in this process alone while the store cannot be asked.
@@ -134,7 +134,7 @@ def prove(
         if dpop.nonces is not None:
             request.dpop_nonce = dpop.nonces.current(now_us)  # spares the client a refusal
         return text
-    need_key = (HEADER, text, token)
+    need_key = (HEADER, sha256(f"{len(text)} {text} {token}".encode("utf-8", "surrogatepass")).digest())
     if need_key in findings:  # it was judged before the question was asked
         return _first_use(findings[need_key])
     proof = _parse(text)
@@ -170,6 +170,8 @@ def _sole_header(request: RequestContext) -> str | Rejected:
         return Rejected(DenyReason.DPOP_PROOF_MISSING, "the DPoP header is missing")
     if HEADER in request.repeated or "," in text:
         return Rejected(_INVALID, "there is more than one DPoP header")
+    if len(text) > PROOF_BYTES_MAX:
+        return Rejected(_INVALID, f"the proof: longer than {PROOF_BYTES_MAX} bytes")
     return text
 
 
