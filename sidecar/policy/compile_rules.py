@@ -23,7 +23,7 @@ from sidecar.core.rules import (
     TemplatePath,
     parameter_names,
 )
-from sidecar.core.selectors import ClaimSelector, PathParameterSelector, Selector
+from sidecar.core.selectors import ClaimSelector, PathParameterSelector, PrincipalSelector, Selector
 from sidecar.policy.compile_authenticate import BEARER, AuthenticateCompiler, Authentication, Provers
 from sidecar.policy.compile_limits import compile_selector
 from sidecar.policy.faults import did_you_mean
@@ -65,6 +65,7 @@ class RuleCompiler:
     _identity_headers: tuple[str, ...] = field(init=False)
     _authentications: Mapping[int, Authentication] = field(init=False)
     _places: frozenset[Place] = field(init=False)
+    _token_header: str = field(init=False)
     _limit_answers: LimitAnswers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,8 +78,14 @@ class RuleCompiler:
         names = [name for section in sections for name in section.headers]
         if any(limit.warn_at is not None for limit in document.limits.values()):
             names.append(WARNING_HEADER)
-        if document.internal_tokens is not None and document.internal_tokens.header.lower() != "authorization":
-            names.append(document.internal_tokens.header)
+        tokens = document.internal_tokens
+        self._token_header = tokens.header.lower() if tokens is not None else ""
+        if self._token_header in {name.lower() for name in names}:
+            message = f"the header {self._token_header!r} is also one of upstream.headers"
+            self.validated.fault(("internal_tokens", "header"), message, "a header of its own")
+        if self._token_header not in ("", "authorization"):
+            names.append(self._token_header)
+        self._check_replaced(("upstream",), upstream, anonymous=False)
         self._identity_headers = identity_headers(names)
 
     def _compile_authentications(self) -> None:
@@ -129,7 +136,10 @@ class RuleCompiler:
         authorize = compile_condition(section.authorize) if section.authorize is not None else None
         if anonymous == bool(authentication.issuers or authentication.composition):
             return None
-        use = section.upstream.credential or self.validated.document.upstream.credential
+        self._check_replaced((*where, "upstream"), section.upstream, anonymous=anonymous)
+        defaults = self.validated.document.upstream
+        use = section.upstream.credential or defaults.credential
+        replaced = use == "replace" and not anonymous
         return Rule(
             name=section.name,
             match=match,
@@ -141,6 +151,8 @@ class RuleCompiler:
             upstream_headers=tuple({**self._defaults, **headers}.items()),
             identity_headers=self._identity_headers,
             removed=self._removed(authentication, forwarded=use == "forward"),
+            token_header=self._token_header if replaced else "",
+            token_audiences=tuple(section.upstream.audiences or defaults.audiences) if replaced else (),
             challenge=challenge(section.realm, section.resource_metadata),
             challenge_schemes=authentication.schemes,
             challenge_scope=" ".join(scopes_named(authorize)),
@@ -171,6 +183,19 @@ class RuleCompiler:
         else:
             return Removed(headers=())
         return removed(self._places | {BEARER}, kept)
+
+    def _check_replaced(self, where: PathParts, section: written.UpstreamSection, *, anonymous: bool) -> None:
+        """Whether there is something to replace a credential by, and somebody to say it of."""
+        defaults = self.validated.document.upstream
+        if section.credential == "replace" and anonymous:
+            message = "nobody is proved where the rule is anonymous, so there is nothing to say in a token"
+            self.validated.fault((*where, "credential"), message, "remove or forward, or authenticate")
+        elif section.credential == "replace" and not self.validated.has("internal_tokens"):
+            message = "the policy has no internal_tokens section to replace it by"
+            self.validated.fault((*where, "credential"), message, "internal_tokens: {issuer, audiences, keys}")
+        if section.audiences and (anonymous or (section.credential or defaults.credential) != "replace"):
+            message = "the credential is not replaced by a token"
+            self.validated.fault((*where, "audiences"), message, "credential: replace beside it")
 
     def _limits(
         self, where: PathParts, section: written.RuleSection, parameters: tuple[str, ...]
@@ -211,8 +236,9 @@ class RuleCompiler:
     def _check_selector(
         self, where: PathParts, what: str, selector: Selector, parameters: tuple[str, ...] | None, anonymous: bool
     ) -> None:
-        if isinstance(selector, ClaimSelector) and anonymous:
-            message = f"{what} takes a claim, and nobody is proved where the rule is anonymous"
+        if isinstance(selector, (ClaimSelector, PrincipalSelector)) and anonymous:
+            taken = "a claim" if isinstance(selector, ClaimSelector) else f"the {selector.fact.value}"
+            message = f"{what} takes {taken}, and nobody is proved where the rule is anonymous"
             self.validated.fault(where, message, "header, metadata, client_address, path_parameter or constant")
         if isinstance(selector, PathParameterSelector) and parameters is None:
             message = f"{what} takes a path parameter, and the defaults are for rules with any path"
