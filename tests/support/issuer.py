@@ -60,6 +60,8 @@ class Issuer:
         behaviour: Instead of an answer, for /jwks.
         gate: While not set, answers wait.
         requests: The paths that were asked for.
+        heads: What was asked, whole, in lower case.
+        etag: Sent with the keys; who names it is told that they are unchanged (304). "" for none.
     """
 
     def __init__(self, *keys: SigningKey | dict[str, Any], tls: ssl.SSLContext | None = None) -> None:
@@ -71,6 +73,8 @@ class Issuer:
         self.gate.set()
         self.closing = asyncio.Event()
         self.requests: list[str] = []
+        self.heads: list[str] = []
+        self.etag = ""
         self._tls = tls
         self._server: asyncio.Server | None = None
 
@@ -101,11 +105,12 @@ class Issuer:
             head = await reader.readuntil(b"\r\n\r\n")
             path = head.split(b" ")[1].decode()
             self.requests.append(path)
+            self.heads.append(head.decode("latin-1").lower())
             await self.gate.wait()
-            await self._answer(path, writer)
+            await self._answer(path, writer, self.heads[-1])
         writer.close()
 
-    async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, path: str, writer: asyncio.StreamWriter, head: str) -> None:
         if path == "/.well-known/openid-configuration":
             document = {"issuer": self.url, "jwks_uri": f"{self.url}/jwks"} | self.configuration
             writer.write(response(200, json.dumps(document).encode()))
@@ -113,6 +118,9 @@ class Issuer:
             writer.write(response(404))
         elif self.behaviour is not None:
             await self.behaviour(self, writer)
+        elif self.etag and f"if-none-match: {self.etag}\r\n" in head:
+            writer.write(b"HTTP/1.1 304 X\r\netag: %b\r\n\r\n" % self.etag.encode())
         else:
-            writer.write(response(200, jwks(*self.keys), *self.headers))
+            etag = [f"etag: {self.etag}"] if self.etag else []
+            writer.write(response(200, jwks(*self.keys), *self.headers, *etag))
         await writer.drain()
