@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,28 @@ from sidecar import cli
 from sidecar.policy.compile import load
 from sidecar.policy.document import Document
 from sidecar.policy.ratelimit_files import load_directory
+from tests.support.certificates import make_certificates
+from tests.support.internal_keys import write_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXPECTED = {
+    "api-keys",
     "architecture",
+    "connect",
     "drop-in",
     "conformance",
     "operating-limits",
     "getting-started",
+    "internal-tokens",
     "limits",
     "metrics",
+    "migrate",
     "policy",
     "ratelimit",
     "redis",
     "rules",
+    "threat-model",
 }
 ENVOY_KEYS = {"http_filters", "static_resources"}
 
@@ -50,8 +58,21 @@ def commands(page: Path) -> list[str]:
 COMMANDS = [pytest.param(line, id=line.split("  ")[0][:40]) for page in PAGES for line in commands(page)]
 
 
+@pytest.fixture(scope="session")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that policies of the documents name."""
+    directory = tmp_path_factory.mktemp("beside")
+    write_keys(directory / "internal-keys", "2026-12-01.pem")
+    (directory / "secrets").mkdir(exist_ok=True)
+    (directory / "secrets" / "pepper").write_text("1: " + "b25l" * 11)
+    (directory / "keys").mkdir(exist_ok=True)
+    (directory / "keys" / "partners.yaml").write_text("keys: []")
+    shutil.copy(make_certificates(directory).ca, directory / "cluster-ca.crt")
+    return directory
+
+
 @pytest.mark.parametrize(("page", "text"), SNIPPETS)
-def test_snippets_load(tmp_path: Path, page: Path, text: str) -> None:
+def test_snippets_load(tmp_path: Path, beside: Path, page: Path, text: str) -> None:
     """Each block of YAML is a policy, a rate limit file, or Envoy's; the first two load as they stand."""
     written = yaml.safe_load(text)
     limits = [block for block in blocks(page) if "domain" in yaml.safe_load(block)]
@@ -63,6 +84,7 @@ def test_snippets_load(tmp_path: Path, page: Path, text: str) -> None:
         assert written["domain"] in load_directory(directory).domains
     elif not ENVOY_KEYS & written.keys():
         assert written.keys() <= Document.model_fields.keys()
+        shutil.copytree(beside, tmp_path, dirs_exist_ok=True)
         policy = tmp_path / "sidecar.yaml"
         policy.write_text(text)
         assert load(policy, 1).policy.generation == 1
@@ -81,6 +103,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
             known = {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in known, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    """Who is told where the proof is finds it there."""
+    named = re.findall(r"\btests/[\w/.-]*\.py\b", page.read_text())
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    assert named or page.name != "threat-model.md"
 
 
 def test_every_page_is_there_and_can_be_found() -> None:
