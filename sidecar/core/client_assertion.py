@@ -79,10 +79,10 @@ def _signing(pem: bytes) -> tuple[str, Sign]:
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError):  # TypeError: it is encrypted
-        raise KeyFileError("is no private key in PEM, not encrypted") from None
+        raise KeyFileError("holds no private key in PEM, or an encrypted one") from None
     if isinstance(key, rsa.RSAPrivateKey):
         if key.key_size < RSA_BITS_MIN:
-            raise KeyFileError(f"is an RSA key of fewer than {RSA_BITS_MIN} bits")
+            raise KeyFileError(f"holds an RSA key of fewer than {RSA_BITS_MIN} bits")
         return "RS256", lambda data: key.sign(data, padding.PKCS1v15(), hashes.SHA256())
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "EdDSA", key.sign
@@ -95,4 +95,4 @@ def _signing(pem: bytes) -> tuple[str, Sign]:
             return r.to_bytes(length, "big") + s.to_bytes(length, "big")
 
         return algorithm, sign
-    raise KeyFileError("is a key of another kind than RSA, EC (P-256, P-384, P-521) and Ed25519")
+    raise KeyFileError("holds a key of another kind than RSA, EC (P-256, P-384, P-521) and Ed25519")
