@@ -24,7 +24,7 @@ TEXT_CHARACTERS_MAX: Final = 1024
 """Longer texts are cut: a client chooses path, host, method and request id, and may choose them long."""
 
 _CUT: Final = slice(TEXT_CHARACTERS_MAX)
-_NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {})
+_NOBODY: Final = Principal("", "", "", frozenset(), frozenset(), {}, method="")
 _NO_CLAIMS: Final[Mapping[str, str | None]] = {}
 
 
@@ -50,6 +50,10 @@ class AuditRecord(msgspec.Struct, gc=False):
     issuer: str
     subject: str
     client: str
+    credential: str
+    key_id: str
+    tier: str
+    tenant: str
     method: str
     host: str
     path: str
@@ -78,6 +82,10 @@ def audit_record(event: DecisionEvent, claim_names: Sequence[str] = ()) -> Audit
         principal.issuer,
         principal.subject[_CUT],
         principal.client[_CUT],
+        principal.method,
+        principal.key_id,
+        principal.tier,
+        principal.tenant,
         request.method[_CUT],
         shown_host(request.host, TEXT_CHARACTERS_MAX),
         shown_path(request.path, TEXT_CHARACTERS_MAX),

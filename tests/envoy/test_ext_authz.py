@@ -368,6 +368,7 @@ class TestAllowed:
             "subject": "alice",
             "issuer": "main",
             "client": "web",
+            "method": "token",
             "scope": "a b",
             "rule": "read-order",
             "generation": 3.0,
@@ -557,6 +558,7 @@ class TestDenied:
             "subject": "alice",
             "issuer": "main",
             "client": "web",
+            "method": "token",
             "scope": "a b",
         }
         bare = answer(Decision(DenyReason.REQUEST_UNDECODABLE, None, None, (), 3))
