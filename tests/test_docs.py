@@ -28,6 +28,7 @@ EXPECTED = {
     "operating-limits",
     "getting-started",
     "internal-tokens",
+    "introspection",
     "limits",
     "metrics",
     "migrate",
@@ -63,6 +64,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that policies of the documents name."""
     directory = tmp_path_factory.mktemp("beside")
     write_keys(directory / "internal-keys", "2026-12-01.pem")
+    (directory / "introspection-secret").write_text("opensesame\n")
     (directory / "secrets").mkdir(exist_ok=True)
     (directory / "secrets" / "pepper").write_text("1: " + "b25l" * 11)
     (directory / "keys").mkdir(exist_ok=True)
