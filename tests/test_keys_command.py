@@ -51,6 +51,7 @@ rules:
     limits: [per-key]
 audit: {{destination: none}}
 """
+QUOTA_EXCEEDED = "//iana.org/assignments/http-problem-types#quota-exceeded"
 PEPPER = "1: " + "b25l" * 11 + "\n"
 
 
@@ -158,7 +159,7 @@ def test_scopes_and_limits_come_from_the_key(served: Served) -> None:
     assert [served.reason(first, "/limited") for _ in range(3)] == [
         "",
         "",
-        "//iana.org/assignments/http-problem-types#quota-exceeded",
+        QUOTA_EXCEEDED,
     ]
     assert served.reason(second, "/limited") == ""
 
