@@ -60,21 +60,29 @@ def _elsewhere(url: str, named: str, issuer: IssuerPolicy) -> bool:
 
 
 class _Version(NamedTuple):
-    """What was fetched, and from where: the same validators at another URL say nothing."""
+    """What was fetched, and from where: the same validators at another URL say nothing.
+
+    `max_age_s` holds for an answer that nothing has changed, unless that says otherwise (RFC 9111 section 4.3.4).
+    """
 
     url: str
     validators: Validators
+    max_age_s: int | None
 
 
 async def _read_url(
     issuer: IssuerPolicy, url: str, version: object, get: Get, *, discovered: bool
 ) -> Document | Unchanged:
-    known = version.validators if isinstance(version, _Version) and version.url == url else NOTHING_KNOWN
+    held = version if isinstance(version, _Version) and version.url == url else None
+    known = NOTHING_KNOWN if held is None else held.validators
     fetched = await get(url, issuer.fetch, known=known, discovered=discovered)
-    max_age_s = float(issuer.refresh_s if fetched.max_age_s is None else fetched.max_age_s)
+    max_age_s = fetched.max_age_s
+    if max_age_s is None and fetched.body is None and held is not None:
+        max_age_s = held.max_age_s
+    pause_s = float(issuer.refresh_s if max_age_s is None else max_age_s)
     if fetched.body is None:
-        return Unchanged(max_age_s)
-    return Document(fetched.body, max_age_s, _Version(url, fetched.validators))
+        return Unchanged(pause_s)
+    return Document(fetched.body, pause_s, _Version(url, fetched.validators, max_age_s))
 
 
 def parse_keys(body: bytes, issuer: IssuerPolicy) -> KeySet:

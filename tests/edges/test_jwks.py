@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import os
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from sidecar.core.issuer import KEYS_MAX, FetchSettings, IssuerPolicy, JwksFile,
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges import jwks as engine_module
 from sidecar.edges.http_client import BODY_BYTES_MAX
+from sidecar.edges.issuers_route import described
 from sidecar.edges.jwks import IssuerKeys, JwksEngine, JwksTimings
 from tests.support.issuer import Behaviour, Issuer, drips, hangs, response, sends
 from tests.support.tokens import NOW_US, issuer_policy, jwks, make_key
@@ -471,6 +473,151 @@ async def test_bad_keys_are_reported_once_and_the_good_ones_used(issuer: Issuer)
             ("leaked", "holds private parts: it is compromised")
         ]
         assert "c2VjcmV0" not in repr(sut.events)
+
+
+async def test_keys_that_did_not_change_are_not_sent_again(issuer: Issuer) -> None:
+    """The ETag of the last document brings a 304: the set stays, its age begins anew, and a change is still seen."""
+    issuer.etag = '"v1"'
+    async with Engine(FAST, policy_for(issuer)) as sut:
+        await until(lambda: sut.state.fetches_unchanged >= 2)
+        before, fetched_at = sut.keys, sut.state.fetched_at
+        await until(lambda: sut.state.fetched_at > fetched_at)
+        assert sut.keys is before
+        assert sut.state.epoch == 1
+        issuer.keys, issuer.etag = [NEW], '"v2"'
+        await until(lambda: sut.kids == {"new"})
+        assert sut.state.last_error == ""
+
+
+async def test_an_etag_of_a_document_that_was_refused_is_not_kept(issuer: Issuer) -> None:
+    """Otherwise an unusable document would be taken for the good one that came before it."""
+    issuer.etag, issuer.keys = '"bad"', []
+    async with Engine(FAST, policy_for(issuer)) as sut:
+        await until(lambda: sut.state.fetches_failed >= 2)
+        assert not any("if-none-match" in head for head in issuer.heads)
+        assert sut.keys is None
+        issuer.keys = [OLD]
+        await until(lambda: sut.kids == {"old"})
+
+
+async def test_an_etag_belongs_to_its_url(issuer: Issuer) -> None:
+    """A discovered URL that has changed is asked for a whole document, whatever its validators were elsewhere."""
+    issuer.etag = '"v1"'
+    async with Engine(FAST, policy_for(issuer, issuer=issuer.url, keys=OidcDiscovery(issuer.url))) as sut:
+        await until(lambda: sut.state.fetches_unchanged)
+        issuer.configuration = {"jwks_uri": f"{issuer.url}/moved"}
+        await until(lambda: "/moved" in issuer.requests)
+        moved = next(head for head in issuer.heads if head.startswith("get /moved "))
+        assert "if-none-match" not in moved
+
+
+async def test_a_restart_without_the_issuer_has_the_kept_keys(issuer: Issuer, tmp_path: Path) -> None:
+    """Ready and with keys before any fetch was good; they come of age as if nothing had been restarted."""
+    policy = policy_for(issuer, keys_persist=str(tmp_path / "keys.json"))
+    async with Engine(RARE, policy) as sut:
+        await until(lambda: sut.state.fetches_ok == 1 and (tmp_path / "keys.json").exists())
+    issuer.behaviour = sends(response(500))
+    async with Engine(RARE, policy) as sut:
+        await until(lambda: sut.state.fetches_failed == 1)
+        assert sut.engine.ready
+        assert sut.kids == {"old"}
+        assert 0 <= sut.state.age_s(asyncio.get_running_loop().time()) < 60
+        assert sut.state._expiry is not None
+    issuer.behaviour, issuer.keys = None, [NEW]
+    async with Engine(RARE, policy) as sut:
+        await until(lambda: sut.state.fetches_ok == 1)
+        assert sut.kids == {"new"}
+        assert sut.state.epoch == 2
+
+
+async def test_a_file_that_cannot_be_used_is_told_once_and_harms_nothing(issuer: Issuer, tmp_path: Path) -> None:
+    """Keys are fetched and refreshed; what is wrong with the file shows until it is written."""
+    kept = tmp_path / "keys.json"
+    kept.write_text("{}")
+    async with Engine(FAST, policy_for(issuer, keys_persist=str(kept))) as sut:
+        await until(lambda: sut.state.fetches_ok >= 2 and not sut.state.persist_error)
+        assert sut.names.count("jwks_not_kept") == 1
+    async with Engine(FAST, policy_for(issuer, keys_persist=str(tmp_path / "no" / "keys.json"))) as sut:
+        await until(lambda: sut.state.fetches_ok >= 3)
+        assert "cannot be kept" in sut.state.persist_error
+        await until(lambda: sut.names.count("jwks_not_kept") == 1)
+        assert sut.kids == {"old"}
+
+
+async def test_secrets_from_a_file_verify_and_those_from_a_server_never_do(issuer: Issuer, tmp_path: Path) -> None:
+    """CVE-2026-48526: the same document is a set of secrets in a declared file, and no set at a URL."""
+    secret = {"kty": "oct", "k": "A" * 43, "alg": "HS256", "kid": "s"}
+    file = tmp_path / "secrets.json"
+    file.write_bytes(jwks(secret))
+    issuer.keys = [secret]
+    declared = issuer_policy(keys=JwksFile(str(file), symmetric=True), algorithms=frozenset({"HS256"}))
+    async with Engine(RARE, declared) as sut:
+        await until(lambda: sut.kids == {"s"})
+    for policy in (policy_for(issuer), issuer_policy(keys=JwksFile(str(file)))):
+        async with Engine(RARE, policy) as sut:
+            await until(lambda: sut.state.last_error)
+            assert "symmetric key in a public set" in sut.state.last_error
+            assert sut.keys is None
+
+
+async def test_a_discovered_url_elsewhere_must_be_public(issuer: Issuer) -> None:
+    """The issuer's own origin is named by the policy and may be anywhere; another that its document names may not."""
+    async with Issuer(NEW) as inside:
+        issuer.configuration = {"jwks_uri": f"{inside.url}/jwks"}
+        policy = policy_for(issuer, issuer=issuer.url, keys=OidcDiscovery(issuer.url))
+        async with Engine(RARE, policy) as sut:
+            await until(lambda: sut.state.last_error)
+            assert "not public" in sut.state.last_error
+            assert inside.requests == []
+        allowed = policy_for(issuer, issuer=issuer.url, keys=OidcDiscovery(issuer.url), private_addresses=True)
+        async with Engine(RARE, allowed) as sut:
+            await until(lambda: sut.kids == {"new"})
+
+
+async def test_an_issuers_own_limit_of_keys(issuer: Issuer) -> None:
+    """N keys are a set, N + 1 are refused whole, and the last good ones stay."""
+    issuer.keys = [OLD, NEW]
+    async with Engine(FAST, policy_for(issuer, keys_max=2)) as sut:
+        await until(lambda: sut.kids == {"old", "new"})
+        issuer.keys = [OLD, NEW, make_key(kid="third", number=3)]
+        await until(lambda: sut.state.last_error)
+        assert "more than 2 keys" in sut.state.last_error
+        assert sut.kids == {"old", "new"}
+
+
+async def test_reload_with_other_trust_does_not_keep_keys(issuer: Issuer, tmp_path: Path) -> None:
+    """Who was believed before is not who is believed now; another patience alone is no such change."""
+    async with Engine(RARE, policy_for(issuer)) as sut:
+        await until(lambda: sut.keys)
+        sut.engine.replace([policy_for(issuer, timeout_s=9.0, read_timeout_s=1.0, refresh_s=60)])
+        assert sut.kids == {"old"}
+        for change in ({"ca_file": str(tmp_path)}, {"keys_max": 5}, {"proxy": "http://127.0.0.1:1"}):
+            sut.engine.replace([policy_for(issuer)])
+            await until(lambda: sut.keys)
+            sut.engine.replace([policy_for(issuer, **change)])
+            assert sut.keys is None
+
+
+async def test_what_is_shown_of_issuers(issuer: Issuer) -> None:
+    """`/issuers`: keys by name and algorithm, ages, failures, what was dropped; neither URLs nor key material."""
+    issuer.keys = [OLD, make_key("RS256", kid="leaked").jwk | {"d": "c2VjcmV0", "kid": "leaked"}]
+    policy = policy_for(issuer, keys=JwksUrl(f"{issuer.url}/jwks?secret=hunter2"))
+    issuer.behaviour = None
+    async with Engine(RARE, policy) as sut:
+        await until(lambda: sut.state.last_error)
+        assert described(sut.engine, 0.0)["issuers"]["main"]["ready"] is False
+    async with Engine(RARE, policy_for(issuer)) as sut:
+        await until(lambda: sut.keys and not math.isnan(sut.state.next_fetch_at))
+        await sut.ensure("invented")
+        shown = described(sut.engine, asyncio.get_running_loop().time())["issuers"]["main"]
+        assert shown["keys"] == [{"kid": "old", "alg": "ES256"}]
+        assert (shown["source"], shown["ready"], shown["required"], shown["epoch"]) == ("jwks_url", True, True, 1)
+        assert shown["fetches"] == {"ok": 2, "unchanged": 0, "failed": 0, "refused": 0}
+        assert shown["unknown_kids"] == 1
+        assert 0 <= shown["age_s"] < 5
+        assert [(each["kid"], each["exposed"]) for each in shown["dropped"]] == [("leaked", True)]
+        text = json.dumps(shown)
+        assert not [word for word in ("hunter2", "c2VjcmV0", "127.0.0.1", OLD.jwk["x"]) if word in text]
 
 
 @pytest.mark.parametrize(
