@@ -95,6 +95,13 @@ class TlsClientAuth:
 ClientAuthentication: TypeAlias = ClientSecretBasic | PrivateKeyJwt | TlsClientAuth
 
 
+@dataclass(slots=True, eq=False)
+class Remembered:
+    """Where a policy's answers are; None until serving has begun with it."""
+
+    answers: AnswerCache | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntrospectionPolicy:
     """One introspection endpoint, and what must hold of its answers.
@@ -113,6 +120,7 @@ class IntrospectionPolicy:
         rate_count, rate_us: So many questions in so many microseconds, at once or spread.
         concurrent_max: Questions under way.
         queue_max: Questions that wait for one of these to end.
+        remembered: So that what is known need not be asked for: also for callers of whom nothing is asked any more.
         identity: Digest of what is asked, and as whom: two endpoints never share an answer.
     """
 
@@ -133,6 +141,7 @@ class IntrospectionPolicy:
     queue_max: int = 256
     insecure_http: bool = False
     ca_file: str | None = None
+    remembered: Remembered = field(default_factory=Remembered, compare=False, repr=False)
     identity: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -236,9 +245,10 @@ class OpaqueTokens:
         if _B64TOKEN.fullmatch(shown) is None:
             return Rejected(DenyReason.TOKEN_MALFORMED, "has a character that bearer tokens do not have (RFC 6750)")
         key = token_key(policy, shown)
-        if key not in findings:
+        answers = policy.remembered.answers
+        found = findings.get(key) if answers is None else findings.get(key) or answers.find(policy, key, now_us)
+        if found is None and key not in findings:
             return NeedIntrospection(policy, key, shown)
-        found = findings[key]
         if not isinstance(found, Answer):
             return _unanswered(policy, found)
         proved = found.at(now_us)
@@ -342,7 +352,7 @@ class AnswerCache:
     tells a caller's next question from a stranger's (`was_active`).
 
     Attributes:
-        hits, misses, evictions: Counted since the start.
+        hits, evictions: Counted since the start.
         size_bytes: Estimated memory of the active tokens' entries; the others hold next to nothing.
     """
 
@@ -358,7 +368,6 @@ class AnswerCache:
         self._bytes_max = active_bytes_max
         self._refused_max = refused_entries_max
         self.hits = 0
-        self.misses = 0
         self.evictions = 0
         self.size_bytes = 0
 
@@ -367,16 +376,14 @@ class AnswerCache:
         """Entries of active and of refused tokens."""
         return len(self._active), len(self._refused)
 
-    def find(self, need: NeedIntrospection, now_us: int) -> Answer | None:
-        """The answer to a question, where there is one that may still be used."""
-        key = need.key
+    def find(self, policy: IntrospectionPolicy, key: bytes, now_us: int) -> Answer | None:
+        """The answer about a token, where there is one that may still be used under this policy."""
         for entries in (self._active, self._refused):
             answer = entries.get(key)
-            if answer is not None and answer.fresh(need.policy, now_us):
+            if answer is not None and answer.fresh(policy, now_us):
                 entries.move_to_end(key)
                 self.hits += 1
                 return answer
-        self.misses += 1
         return None
 
     def put(self, key: bytes, answer: Answer) -> None:

@@ -72,6 +72,7 @@ class IntrospectionEngine:
 
     Attributes:
         cache: Answers of all endpoints together.
+        misses: Checks whose token nothing fresh was known of.
         latency: From asking to the end of the answer.
     """
 
@@ -82,14 +83,13 @@ class IntrospectionEngine:
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self.cache = AnswerCache()
+        self.misses = 0
         self.latency = LatencyHistogram()
         self._on_event = on_event
         self._now_us = now_us
         self._retired: set[Endpoint] = set()
-        self._endpoints = {policy.name: self._new_endpoint(policy) for policy in policies}
-
-    def _new_endpoint(self, policy: IntrospectionPolicy) -> Endpoint:
-        return Endpoint(policy, self)
+        self._endpoints: dict[str, Endpoint] = {}
+        self.replace(policies)
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
@@ -108,10 +108,11 @@ class IntrospectionEngine:
             deadline: In seconds of the loop's clock; `done` is called by then.
             done: Given the answer, or why there is none; what it raises is not seen by others who wait.
         """
-        answer = self.cache.find(need, self._now_us())
+        answer = self.cache.find(need.policy, need.key, self._now_us())
         if answer is not None:
             done(answer)
             return
+        self.misses += 1
         endpoint = self._endpoints.get(need.policy.name)
         if endpoint is None or endpoint.policy != need.policy:
             done(Unanswered("the policy has just changed"))
@@ -124,7 +125,8 @@ class IntrospectionEngine:
         for policy in policies:
             kept = old.get(policy.name)
             same = kept is not None and kept.policy == policy
-            self._endpoints[policy.name] = old.pop(policy.name) if same else self._new_endpoint(policy)
+            self._endpoints[policy.name] = old.pop(policy.name) if same else Endpoint(policy, self)
+            policy.remembered.answers = self.cache
         for endpoint in old.values():
             endpoint.retire()
         self._retired = {endpoint for endpoint in (*self._retired, *old.values()) if endpoint.busy}

@@ -98,7 +98,7 @@ def introspection(engine: IntrospectionEngine) -> Source:
         samples = [
             Sample("sidecar_introspection_latency_seconds", (), engine.latency.buckets()),
             Sample("sidecar_introspection_cache_hits_total", (), engine.cache.hits),
-            Sample("sidecar_introspection_cache_misses_total", (), engine.cache.misses),
+            Sample("sidecar_introspection_cache_misses_total", (), engine.misses),
             Sample("sidecar_introspection_cache_evictions_total", (), engine.cache.evictions),
             Sample("sidecar_introspection_cache_entries", ("active",), active),
             Sample("sidecar_introspection_cache_entries", ("refused",), refused),

@@ -230,6 +230,20 @@ def test_garbage_costs_nobody_a_question(token: str) -> None:
     assert rejected.reason is R.TOKEN_MALFORMED
 
 
+def test_what_is_remembered_needs_no_question() -> None:
+    """Once serving has begun with a policy; what was found for this request goes first, also a failure."""
+    policy = introspection_policy()
+    method, cache = OpaqueTokens(policy), AnswerCache()
+    remember(cache, "abc", policy)
+    assert isinstance(method.prove("abc", NO_REQUEST, {}, NOW_US), NeedIntrospection)
+    policy.remembered.answers = cache
+    assert isinstance(method.prove("abc", NO_REQUEST, {}, NOW_US), Principal)
+    assert isinstance(method.prove("abd", NO_REQUEST, {}, NOW_US), NeedIntrospection)
+    assert isinstance(method.prove("abc", NO_REQUEST, {}, NOW_US + 60 * SECOND_US), NeedIntrospection)
+    failed = method.prove("abc", NO_REQUEST, {token_key(policy, "abc"): Unanswered("down")}, NOW_US)
+    assert isinstance(failed, Rejected)
+
+
 def test_a_finding_is_used_until_the_tokens_end() -> None:
     """What was found for this request is used however old the answer may get; the token's dates are looked at."""
     need = ask("abc")
@@ -277,8 +291,8 @@ def test_the_place_is_the_rules() -> None:
 # -- the cache
 
 
-def need_of(token: str, policy: IntrospectionPolicy = POLICY) -> NeedIntrospection:
-    return NeedIntrospection(policy, token_key(policy, token), token)
+def find(cache: AnswerCache, token: str, policy: IntrospectionPolicy = POLICY, *, at_us: int = NOW_US) -> Answer | None:
+    return cache.find(policy, token_key(policy, token), at_us)
 
 
 def remember(cache: AnswerCache, token: str, policy: IntrospectionPolicy = POLICY, **changes: Any) -> None:
@@ -293,21 +307,21 @@ def test_answers_are_found_until_their_end() -> None:
     remember(cache, "abc")
     remember(cache, "bad", active=False)
     for token, seconds in (("abc", 60), ("bad", 10)):
-        assert cache.find(need_of(token), NOW_US) is not None
-        assert cache.find(need_of(token), NOW_US + seconds * SECOND_US - 1) is not None
-        assert cache.find(need_of(token), NOW_US + seconds * SECOND_US) is None
-        assert cache.find(need_of(token), NOW_US - 2 * SECOND_US) is None
-    assert (cache.hits, cache.misses) == (4, 4)
+        assert find(cache, token) is not None
+        assert find(cache, token, at_us=NOW_US + seconds * SECOND_US - 1) is not None
+        assert find(cache, token, at_us=NOW_US + seconds * SECOND_US) is None
+        assert find(cache, token, at_us=NOW_US - 2 * SECOND_US) is None
+    assert cache.hits == 4
 
 
 def test_another_policy_ends_an_answer() -> None:
     """What was believed by other rules is asked for again; an equal policy keeps it."""
     cache = AnswerCache()
     remember(cache, "abc")
-    assert cache.find(need_of("abc", introspection_policy()), NOW_US) is not None
+    assert find(cache, "abc", introspection_policy()) is not None
     changed = introspection_policy(rules={"audiences": frozenset({"other"})})
     assert token_key(changed, "abc") == token_key(POLICY, "abc")
-    assert cache.find(need_of("abc", changed), NOW_US) is None
+    assert find(cache, "abc", changed) is None
     cache.keep({"legacy": POLICY})
     assert cache.sizes == (1, 0)
     cache.keep({"legacy": changed})
@@ -324,10 +338,10 @@ def test_refused_tokens_push_out_no_active_ones() -> None:
         remember(cache, f"bad{n}", active=False)
     assert cache.sizes == (2, 3)
     assert cache.evictions == 7
-    assert cache.find(need_of("a"), NOW_US) is not None
+    assert find(cache, "a") is not None
     remember(cache, "c")
-    assert cache.find(need_of("b"), NOW_US) is None
-    assert cache.find(need_of("a"), NOW_US) is not None
+    assert find(cache, "b") is None
+    assert find(cache, "a") is not None
     assert cache.sizes == (2, 3)
 
 
@@ -341,7 +355,7 @@ def test_memory_is_bounded() -> None:
     assert cache.sizes == (2, 0)
     assert cache.size_bytes == 2 * sample.cost_bytes
     remember(cache, "huge", x="y" * 5000)
-    assert cache.find(need_of("huge"), NOW_US) is None
+    assert find(cache, "huge") is None
 
 
 def test_a_token_that_becomes_inactive_is_no_longer_active() -> None:
