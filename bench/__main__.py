@@ -27,6 +27,8 @@ from bench.setting import cores
 BENCHMARKS = (
     "decision",
     "tokens",
+    "credentials",
+    "flood",
     "redis_client",
     "ratelimit",
     "pace",

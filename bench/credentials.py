@@ -6,8 +6,8 @@ A Check in bytes in, a CheckResponse in bytes out, CPU time of this process: sco
 limit that is counted in process. What is compared is measured in turn. The baseline of each row is the warm bearer
 token's decision of the same round.
 
-Budgets: a warm API key costs no more than a warm token; a DPoP-bound token, cold and with a proof of its own, at most
-2.2 times a cold ES256 token.
+Then the same through HTTP/2 with a limit in Redis and audit, as `bench.decision` has it.
+Budgets there: a warm API key, and a malformed token that is refused, each cost no more than a warm token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,8 @@ from statistics import median
 from time import process_time_ns
 from typing import TYPE_CHECKING, Any
 
-from bench.measure import Budget, Scale, alone
+from bench.measure import FULL, Budget, Scale, Subject, alone, head, in_turn, line
+from bench.setting import CHECK, HEADERS, Setting
 from sidecar.check import CheckService
 from sidecar.core.api_key_format import family_of, key_digest, write_key
 from sidecar.core.api_key_records import KeyRecord, parse_peppers
@@ -51,22 +52,16 @@ ISSUERS = {"main": "ES256", "second": "EdDSA", "third": "RS256"}
 
 OPAQUE = "2YotnFZFEjr1zCsicMWpAA-0123456789"
 API_KEY = write_key(family_of("acme", "live"), "0123456789ab", "s3cretS3cretS3cretS3cretS3c")
-HEADERS = {
-    "user-agent": "curl/8.5.0",
-    "accept": "application/json",
-    "accept-language": "en",
-    "accept-encoding": "gzip",
-    "x-forwarded-proto": "https",
-    "x-forwarded-for": "192.0.2.17",
-    "x-request-id": "6f1c9f1e-5d33-9d4f-a0c9-3f1e6f6b8a10",
-    "origin": "https://app.example.com",
-}
+KEYRINGS = {"partners": {"prefix": "acme", "environment": "live", "pepper_file": "pepper", "file": "keys.yaml"}}
+API_KEYS_ONLY = {"any_of": [{"api_key": {"keyrings": ["partners"]}}]}
 
 COLD_EACH = 20
 """One in so many requests of the mixed traffic shows a token for the first time: 95 % are warm."""
-HOT_TOKENS = 4_000
+HOT_TOKENS = 8_000
 """Callers who come again; less than the cache holds, as it is for a working set that fits."""
 MIXED_TOKENS = 100_000
+MIXED_REQUESTS_EACH = 4
+"""So many requests for each of these tokens."""
 THIRD_EACH = 10
 """One in so many of the mixed tokens is an RS256 one: making them takes long."""
 
@@ -119,20 +114,25 @@ def bearer(path: str, text: str) -> bytes:
     return check(path, {"authorization": f"Bearer {text}"})
 
 
-def written_policy(directory: Path, keys: Mapping[str, SigningKey]) -> Path:
-    """A rule for each kind of credential, alike in all else."""
-    for name, key in keys.items():
-        (directory / f"{name}.json").write_bytes(jwks(key))
+def _write_key(directory: Path) -> None:
+    """A file with the API key, and its pepper."""
     pepper = f"1: {base64.b64encode(bytes(range(32))).decode()}\n"
     (directory / "pepper").write_text(pepper)
-    (directory / "client-secret").write_text("secret")
     hashed = parse_peppers(pepper.encode()).hash(key_digest(API_KEY))
     now = datetime.now(UTC)
     record = KeyRecord(id="0123456789ab", owner="alice", scopes=("orders:read",), hash=hashed, created_at=now)
     (directory / "keys.yaml").write_bytes(write_records([record]))
+
+
+def written_policy(directory: Path, keys: Mapping[str, SigningKey]) -> Path:
+    """A rule for each kind of credential, alike in all else."""
+    for name, key in keys.items():
+        (directory / f"{name}.json").write_bytes(jwks(key))
+    _write_key(directory)
+    (directory / "client-secret").write_text("secret")
     ways: dict[str, Any] = {
         "token": {"issuers": list(keys)},
-        "api-key": {"any_of": [{"api_key": {"keyrings": ["partners"]}}]},
+        "api-key": API_KEYS_ONLY,
         "opaque": {"any_of": [{"opaque_token": {"introspection": "legacy"}}]},
         "either": {
             "any_of": [
@@ -153,9 +153,7 @@ def written_policy(directory: Path, keys: Mapping[str, SigningKey]) -> Path:
             }
             for name in keys
         },
-        "api_keys": {
-            "partners": {"prefix": "acme", "environment": "live", "pepper_file": "pepper", "file": "keys.yaml"}
-        },
+        "api_keys": KEYRINGS,
         "introspection": {
             "legacy": {
                 "url": "https://legacy.example/introspect",
@@ -294,52 +292,87 @@ def kinds(it: Deciding, keys: Mapping[str, SigningKey], scale: Scale) -> list[Bu
     print(f"{'a whole decision in one process':40}{'CPU us':>9}{'ratio':>9}")
     for name, each in costs.items():
         print(f"{name:40}{median(each):9.1f}{ratio(costs, name, WARM):8.2f}x")
-    worst = max(ratio(costs, name, WARM) for name in costs if name.startswith("refused: a malformed"))
-    return [
-        Budget(what="CPU, warm API key / warm token", figure=ratio(costs, "warm API key", WARM), unit="x", at_most=1),
-        Budget(what="CPU, dearest malformed credential refused / warm token", figure=worst, unit="x", at_most=1),
-    ]
+    return []
 
 
-def traffic(keys: Mapping[str, SigningKey], count: int, seed: int = 1) -> tuple[list[bytes], int]:
-    """Requests of which one in `COLD_EACH` shows a token for the first time, and how many those are."""
+def traffic(keys: Mapping[str, SigningKey], count: int, seed: int = 1) -> tuple[list[bytes], list[bytes]]:
+    """Requests of callers who come all the time, and of all the others."""
     names = list(keys)
-    hot = max(1, count * HOT_TOKENS // MIXED_TOKENS)
-    texts = []
+    messages = []
     for number in range(count):
         name = names[2] if number % THIRD_EACH == 0 else names[number % 2]
-        texts.append(bearer("/token", token(name, keys[name], f"user-{number}", jti=f"{number:016x}")))
-    chooser = random.Random(seed)
-    known, fresh = texts[:hot], iter(texts[hot:])
-    requests = list(known)
-    for message in fresh:
-        requests += chooser.choices(known, k=COLD_EACH - 1)
-        requests.append(message)
-    return requests, hot
+        messages.append(bearer("/token", token(name, keys[name], f"user-{number}", jti=f"{number:016x}")))
+    random.Random(seed).shuffle(messages)
+    hot = max(1, count * HOT_TOKENS // MIXED_TOKENS)
+    return messages[:hot], messages[hot:]
 
 
 async def mixed(scale: Scale) -> None:
-    """95 % of the requests show a token that was shown before; the others add up to all the tokens there are."""
-    count = max(200, MIXED_TOKENS * scale.tokens // 5_000)
+    """19 of 20 requests show one of the hot tokens, and the cache holds these; the others one of all that are left."""
+    count = max(200, MIXED_TOKENS * scale.tokens // FULL.tokens)
     async with deciding() as (it, keys):
-        requests, hot = traffic(keys, count)
-        for message in requests[:hot]:
+        hot, rest = traffic(keys, count)
+        for message in hot:
             it.decide(message)
-        cache, rest = it.cache, requests[hot:]
+        chooser = random.Random(2)
+        order = [chooser.choice(hot if number % COLD_EACH else rest) for number in range(MIXED_REQUESTS_EACH * count)]
+        cache = it.cache
         hits, evictions = cache.hits, cache.evictions
-        started = process_time_ns()
-        for message in rest:
-            it.decide(message)
-        mean_us = (process_time_ns() - started) / len(rest) / 1000
-        share = (cache.hits - hits) / len(rest)
-        warm_us = _cpu_us(lambda: it.decide(requests[0]), max(100, len(rest) // 20))
-    print(
-        f"\nmixed: {len(rest):,} requests, {count:,} tokens of {len(ISSUERS)} issuers ({', '.join(ISSUERS.values())})"
-    )
+        mean_us = _each_us(it, order)
+        share = (cache.hits - hits) / len(order)
+        warm_us = _cpu_us(lambda: it.decide(hot[0]), max(100, len(order) // 20))
+    algorithms = ", ".join(ISSUERS.values())
+    print(f"\nmixed: {len(order):,} requests, {count:,} tokens, {len(ISSUERS)} issuers ({algorithms})")
     print(f"{'warm alone':40}{warm_us:9.1f}{1:8.2f}x")
     print(f"{f'{share:.1%} warm':40}{mean_us:9.1f}{mean_us / warm_us:8.2f}x")
     pushed_out = cache.evictions - evictions
     print(f"the cache holds {len(cache):,} tokens, {cache.size_bytes / 2**20:.1f} MiB; {pushed_out:,} were pushed out")
+
+
+def _each_us(it: Deciding, messages: Sequence[bytes]) -> float:
+    started = process_time_ns()
+    for message in messages:
+        it.decide(message)
+    return (process_time_ns() - started) / len(messages) / 1000
+
+
+def served(scale: Scale) -> list[Budget]:
+    """The hot decision of `bench.decision`, with other credentials: through HTTP/2, with a limit in Redis and audit."""
+    with Setting() as setting:
+        _write_key(setting.directory)
+        policy = setting.policy()
+        by_key = setting.rule("keys", "/keys/{id}") | {"authenticate": API_KEYS_ONLY}
+        whole = policy | {"api_keys": KEYRINGS, "rules": [*policy["rules"], by_key]}
+        text = setting.token()
+        messages = {
+            WARM: bearer("/orders/42", text),
+            "warm API key": check("/keys/42", {"x-api-key": API_KEY}),
+            "refused: a malformed token": bearer("/orders/42", text[:-1] + "*"),
+        }
+        with setting.sidecar(whole) as server:
+            subjects = {
+                name: Subject(
+                    server=server, path=CHECK, messages=[it], accept=_refused if "refused" in name else _allowed
+                )
+                for name, it in messages.items()
+            }
+            rows = in_turn(subjects, scale)
+        print("\n" + head("hot decision, http2, limit in Redis, audit"))
+        for name, row in rows.items():
+            print(line(name, row, rows[WARM]))
+    key, refused = (rows[name].ratio(rows[WARM]) for name in list(messages)[1:])
+    return [
+        Budget(what="CPU, warm API key / warm token", figure=key, unit="x", at_most=1),
+        Budget(what="CPU, malformed token refused / warm token", figure=refused, unit="x", at_most=1),
+    ]
+
+
+def _allowed(message: bytes) -> bool:
+    return CheckResponse.FromString(message).HasField("ok_response")
+
+
+def _refused(message: bytes) -> bool:
+    return CheckResponse.FromString(message).denied_response.status.code == 401
 
 
 async def _main(scale: Scale) -> list[Budget]:
@@ -350,8 +383,8 @@ async def _main(scale: Scale) -> list[Budget]:
 
 
 def main(scale: Scale) -> list[Budget]:
-    """Print both tables."""
-    return asyncio.run(_main(scale))
+    """Print the tables."""
+    return [*asyncio.run(_main(scale)), *served(scale)]
 
 
 if __name__ == "__main__":

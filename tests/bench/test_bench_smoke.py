@@ -146,3 +146,24 @@ def test_a_budget_is_held_up_to_its_bound():
     assert str(Budget(what="a", figure=4.01, unit="x", at_most=4)) == "MISSED  a: 4.01x (at most 4x)"
     assert str(Budget(what="b", figure=8.0, unit="x", at_least=8)) == "held    b: 8.00x (at least 8x)"
     assert str(Budget(what="b", figure=7.99, unit="x", at_least=8)) == "MISSED  b: 7.99x (at least 8x)"
+
+
+def test_credentials_are_measured():
+    """Every kind of credential and mixed traffic have their rows, each decision as it must be."""
+    process = bench("tokens", "credentials")
+    output, _ = process.communicate(timeout=ENDS_WITHIN_S)
+    assert process.returncode == 0, output
+    assert "WRONG" not in output
+    for row in (
+        "cold RS256",
+        "cold ES512",
+        "warm API key",
+        "warm opaque token",
+        "refused: a malformed API key",
+        "cold token, ES256",
+        "warm alone",
+        "refused: a malformed token",
+    ):
+        assert re.search(rf"^{re.escape(row)}.* \d+\.\d+", output, re.MULTILINE), row
+    assert "2,000 tokens, 3 issuers" in output
+    assert re.search(r"^(?:held  |MISSED)  CPU, warm API key / warm token: .*\(at most 1x\)", output, re.MULTILINE)
