@@ -142,7 +142,8 @@ def _cookie(text: str) -> tuple[str, bool, str]:
 class QueryPlace:
     """A query parameter, by its decoded name; names are case-sensitive.
 
-    Its value is percent-decoded. A `+` is refused there, since it is a space to forms and a plus to URIs.
+    Its value is percent-decoded. A bare `+` is refused there, since it is a space to forms and a plus to URIs, and so
+    is a bare `;`, at which old servers end a value.
     """
 
     name: str
@@ -165,7 +166,7 @@ class QueryPlace:
         if not values:
             return None
         value = unquote_plus(values[0], errors="replace")
-        if "+" in values[0] or _is_encoded(values[0]) is None or _is_visible(value) is None:
+        if not {"+", ";"}.isdisjoint(values[0]) or _is_encoded(values[0]) is None or _is_visible(value) is None:
             return Rejected(_MALFORMED, f"the query parameter {self.name} is empty, or not encoded visible ASCII")
         return value if self.shape.fits(value) else None
 

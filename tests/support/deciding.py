@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from sidecar.policy.compile import load
 from tests.support.tokens import AUDIENCE, ISSUER, SigningKey, jwks, make_key
 
 if TYPE_CHECKING:
+    from sidecar.check import Engine
     from sidecar.core.audit import DecisionEvent
     from sidecar.core.limits import Charge, Done, LimitStore, StoreFailure
     from sidecar.core.policy import Policy
@@ -172,6 +173,7 @@ class Deciding:
     bugs: list[BaseException] = field(default_factory=list)
     sink_fault: Exception | None = None
     soon: Callable[[Callable[[], None]], object] = lambda step: step()
+    engines: Mapping[type, Engine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.service = CheckService(
@@ -183,6 +185,7 @@ class Deciding:
             on_events=self._take,
             on_bug=lambda bug, _method: self.bugs.append(bug),
             soon=self._soon,
+            engines=self.engines,
         )
 
     def _soon(self, step: Callable[[], None]) -> None:
@@ -210,7 +213,9 @@ class Deciding:
 
 
 @asynccontextmanager
-async def deciding(policy: Policy, store: LimitStore | None = None) -> AsyncIterator[Deciding]:
+async def deciding(
+    policy: Policy, store: LimitStore | None = None, engines: Mapping[type, Engine] | None = None
+) -> AsyncIterator[Deciding]:
     """A service whose issuers' keys are loaded."""
     jwks_engine = JwksEngine(policy.issuers.values())
     jwks_engine.start()
@@ -218,6 +223,6 @@ async def deciding(policy: Policy, store: LimitStore | None = None) -> AsyncIter
         async with asyncio.timeout(PATIENCE_S):
             while not jwks_engine.ready:  # noqa: ASYNC110 - the engine's event is the service's own
                 await asyncio.sleep(0.001)
-        yield Deciding(policy, store if store is not None else LocalStore(), jwks_engine)
+        yield Deciding(policy, store if store is not None else LocalStore(), jwks_engine, engines=engines or {})
     finally:
         await jwks_engine.stop()
