@@ -28,6 +28,7 @@ BENCHMARKS = (
     "decision",
     "tokens",
     "credentials",
+    "internal_tokens",
     "flood",
     "redis_client",
     "ratelimit",

@@ -1,7 +1,7 @@
 """Signs internal tokens, keeps them for callers that come again, and publishes the keys that verify them.
 
-A new token costs 55 us, mostly the signature, and a kept one 0.3 us (bench/internal_tokens.py): a principal's token is used again until
-half of its lifetime is over, and for as long as it lives where the caller's own credential ends earlier than that.
+A new token costs 55 us, mostly the signature, and a kept one 0.3 us (bench/internal_tokens.py): a principal's token is
+used again until half of its lifetime is over, and to its end where it ends with the caller's own credential.
 """
 
 from __future__ import annotations
