@@ -17,19 +17,25 @@ import msgspec
 from google.protobuf.json_format import MessageToDict
 
 from sidecar import pipeline
+from sidecar.core.api_key_records import RecordError, hold
+from sidecar.core.api_keys import NO_RECORD, NeedApiKey
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.authn import NeedKey
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
+from sidecar.core.introspection import NeedIntrospection
 from sidecar.core.limits import US_PER_S, Algorithm
 from sidecar.core.paths import canonical, canonical_host
 from sidecar.core.redaction import masked_text
 from sidecar.core.token_cache import TokenCache
+from sidecar.edges.api_key_store import KeyStoreError, RedisKeyStore
 from sidecar.edges.audit_record import audit_record
 from sidecar.edges.holds import new_hold
 from sidecar.edges.internal_tokens import InternalTokenSigner
+from sidecar.edges.introspection import IntrospectionEngine
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
+from sidecar.edges.redis_topology import build_store
 from sidecar.envoy import ext_authz
 from sidecar.envoy.pb import ext_authz_pb2
 from sidecar.policy.compile import load
@@ -40,13 +46,14 @@ if TYPE_CHECKING:
     from sidecar.check import Engine
     from sidecar.core.bindings import LimitBinding
     from sidecar.core.limits import Charge, LimitOutcome, StoreFailure, Verdict
-    from sidecar.core.policy import Policy
+    from sidecar.policy.compile import CompiledDocument
+    from sidecar.policy.settings import RedisSettings
 
 FETCH_TIMEOUT_S = 5.0
 """How long keys are waited for: nobody's request hangs on it here."""
 
 _FIELDS = {"method", "host", "path", "headers", "source"}
-_AUTHENTICATION = ("credential_", "token_", "keys_")
+_AUTHENTICATION = ("credential_", "token_", "keys_", "api_key", "introspection_")
 _BEFORE_RULES = (DenyReason.REQUEST_MALFORMED, DenyReason.PATH_AMBIGUOUS, DenyReason.NO_RULE)
 
 
@@ -121,11 +128,11 @@ def explain(policy_file: Path, message: bytes) -> Explanation:
     Raises:
         PolicyError: The policy is refused.
     """
-    policy = load(policy_file, 1).policy
-    return asyncio.run(_explain(policy, message))
+    return asyncio.run(_explain(load(policy_file, 1), message))
 
 
-async def _explain(policy: Policy, message: bytes) -> Explanation:
+async def _explain(document: CompiledDocument, message: bytes) -> Explanation:
+    policy = document.policy
     request = ext_authz.decode(message)
     if isinstance(request, DenyReason):
         decision = Decision(request, None, None, (), policy.generation)
@@ -133,7 +140,7 @@ async def _explain(policy: Policy, message: bytes) -> Explanation:
         charges: Sequence[Charge] = ()
     else:
         context = request
-        decision, charges = await _decide(policy, context)
+        decision, charges = await _decide(document, context)
     token = InternalTokenSigner(policy.internal_tokens).token_for(decision, time.time_ns() // 1000)
     encoded = ext_authz.encode(decision, context, token)
     answer = MessageToDict(ext_authz_pb2.CheckResponse.FromString(encoded), preserving_proto_field_name=True)
@@ -156,17 +163,20 @@ def _masked(answer: Any) -> Any:
             return answer
 
 
-async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Charge]]:
+async def _decide(document: CompiledDocument, request: Any) -> tuple[Decision, Sequence[Charge]]:
     """What is decided, and what was charged for it."""
+    policy = document.policy
     charges: Sequence[Charge] = ()
     loop = asyncio.get_running_loop()
     jwks = JwksEngine(policy.issuers.values())
     jwks.start()
+    introspection = IntrospectionEngine(policy.introspection.values())
     store = LocalStore()
     cache = TokenCache()
     findings: dict[Hashable, Any] = {}
     engines: dict[type, Engine] = {
-        NeedKey: lambda need, deadline, done: jwks.ensure(need.issuer, need.kid, deadline, done)
+        NeedKey: lambda need, deadline, done: jwks.ensure(need.issuer, need.kid, deadline, done),
+        NeedIntrospection: introspection.ask,
     }
     try:
         step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000)
@@ -181,13 +191,34 @@ async def _decide(policy: Policy, request: Any) -> tuple[Decision, Sequence[Char
             else:
                 if step.key in findings:
                     raise RuntimeError(f"{type(step).__name__} is needed twice")
-                found: asyncio.Future[Any] = loop.create_future()
-                engines[type(step)](step, loop.time() + FETCH_TIMEOUT_S, found.set_result)
-                findings[step.key] = await found
+                if isinstance(step, NeedApiKey):
+                    findings[step.key] = await _api_key(document.settings.redis, step)
+                else:
+                    found: asyncio.Future[Any] = loop.create_future()
+                    engines[type(step)](step, loop.time() + FETCH_TIMEOUT_S, found.set_result)
+                    findings[step.key] = await found
                 step = pipeline.begin(policy, request, cache, jwks, time.time_ns() // 1000, findings)
     finally:
+        await introspection.stop()
         await jwks.stop()
     return step, charges
+
+
+async def _api_key(redis: RedisSettings | None, need: NeedApiKey) -> Any:
+    """What Redis has of an API key; None where it does not answer."""
+    if redis is None or redis.embedded:
+        return None
+    store = build_store(redis, "")
+    store.start()
+    try:
+        keys = RedisKeyStore(store, redis.key_prefix, need.keyring.name)
+        await keys.connected()
+        record = await keys.get(need.key_id)
+        return NO_RECORD if record is None else hold(record, need.keyring.name)
+    except (KeyStoreError, RecordError):
+        return None
+    finally:
+        await store.close()
 
 
 def _steps(decision: Decision, charges: Sequence[Charge], message: bytes) -> list[tuple[str, str]]:

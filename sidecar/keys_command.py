@@ -14,7 +14,6 @@ import itertools
 import json
 import secrets
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from sidecar.policy.api_key_section import CompiledKeyring
     from sidecar.policy.compile import CompiledDocument
 
-CONNECT_TIMEOUT_S: Final = 5.0
-RETRY_S: Final = 0.02
 NEVER: Final = "never"
 
 
@@ -156,24 +153,10 @@ async def _opened(document: CompiledDocument, compiled: CompiledKeyring) -> Asyn
     connection.start()
     try:
         store = RedisKeyStore(connection, redis.key_prefix, name)
-        await _connected(store)
+        await store.connected()
         yield store
     finally:
         await connection.close()
-
-
-async def _connected(store: RedisKeyStore) -> None:
-    """Wait until the server answers."""
-    latest = time.monotonic() + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            await store.last_used(["0" * KEY_ID_CHARS])
-        except KeyStoreError:
-            if time.monotonic() >= latest:
-                raise
-        else:
-            return
-        await asyncio.sleep(RETRY_S)
 
 
 async def _create(session: Session, arguments: argparse.Namespace) -> Report:

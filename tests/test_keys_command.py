@@ -18,10 +18,10 @@ from typing import Any
 import grpc
 import pytest
 
-from sidecar import keys_command
 from sidecar.check import CHECK
 from sidecar.cli import main
 from sidecar.demo.processes import free_port, wait_until
+from sidecar.edges import api_key_store
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
 from tests.support.api_keys import id_of, new_key
 from tests.support.deciding import check_request
@@ -350,11 +350,22 @@ def test_without_redis_what_is_known_is_used_and_the_rest_is_unavailable(
         server.stop()
 
 
+def test_a_key_is_explained(served: Served) -> None:
+    """As it would be decided, and without the key in what is said."""
+    key = served.create("--scopes", "orders:read")
+    command = ["explain", str(served.policy), "--path", "/scoped", "--header"]
+    for shown, said in ((key, "subject 'ann' of issuer 'partners'"), (new_key(), "denied, api_key_invalid")):
+        assert main([*command, f"x-api-key:{shown}"]) == 0
+        printed = served.capture.readouterr()
+        assert said in printed.out
+        assert shown not in printed.out + printed.err
+
+
 def test_a_redis_that_does_not_answer_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit status 1, and no traceback; an embedded one belongs to another process."""
-    monkeypatch.setattr(keys_command, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(api_key_store, "CONNECT_TIMEOUT_S", 0.1)
     path = tmp_path / "policy.yaml"
     (tmp_path / "pepper").write_text(PEPPER)
     (tmp_path / "keys.yaml").write_text("keys: []\n")

@@ -9,7 +9,10 @@ from sidecar.core.secret import MASK
 
 # base64url of `{"`, and what follows: no pattern here may start over within what it has read, since texts may be long.
 _JWT: Final = re.compile(r"(?<![A-Za-z0-9])eyJ[\w-]{4,}(?:\.[\w-]*){0,2}")
-_BEARER: Final = re.compile(r"(?i)\b(bearer|basic|dpop)\s+[\w.~+/=-]{6,}")
+_BEARER: Final = re.compile(r"(?i)\b(bearer|basic|dpop|apikey)\s+[\w.~+/=-]{6,}")
+_API_KEY: Final = re.compile(r"(?<=_)([0-9A-Za-z]{12})_[0-9A-Za-z]{33,}")
+"""Of api_key_format.py; the id stays, since operators know keys by it."""
+_API_KEY_CHARS: Final = 12 + 1 + 33
 _URL_PASSWORD: Final = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 
 # In UTF-8: DEL, C1 controls, line and paragraph separators, and the controls of writing direction (UAX 9), which can
@@ -23,13 +26,16 @@ def masked_text(text: str) -> str:
     """The text without anything that looks like a token, a credential or a URL's password."""
     text = _JWT.sub(MASK, text)
     text = _BEARER.sub(lambda match: f"{match[1]} {MASK}", text)
+    text = _API_KEY.sub(lambda match: f"{match[1]}_{MASK}", text)
     return _URL_PASSWORD.sub(lambda match: f"{match[1]}{MASK}@", text)
 
 
 def shown_path(path: str, characters_max: int) -> str:
-    """A path for a record: cut, then masked. What is plain costs three looks for a substring."""
-    path = path[:characters_max]
-    return masked_text(path) if "eyJ" in path or "@" in path or " " in path else path
+    """A path for a record: masked, and cut. What is plain costs four looks for a substring."""
+    path = path[: characters_max + _API_KEY_CHARS]  # an API key is known by its end
+    if "eyJ" in path or "@" in path or " " in path or ("_" in path and len(path) > _API_KEY_CHARS):
+        path = masked_text(path)
+    return path[:characters_max]
 
 
 def shown_host(authority: str, characters_max: int) -> str:

@@ -11,6 +11,7 @@ at all other keys. Each change is one command that compares before it writes: of
 from __future__ import annotations
 
 import asyncio
+import time
 from binascii import crc32
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,8 @@ SHARDS: Final = 256
 NEWS_KEPT_MAX: Final = 100_000
 NEWS_READ_MAX: Final = 1_000
 """News taken at a time."""
+CONNECT_TIMEOUT_S: Final = 5.0
+RETRY_S: Final = 0.02
 AT_ONCE_MAX: Final = 256
 """Commands under way at a time, and records of a shard read at a time."""
 
@@ -66,6 +69,23 @@ class RedisKeyStore:
     def records_key(self, key_id: str) -> bytes:
         """The hash that a key's record is in."""
         return self._key(_shard(key_id), "records")
+
+    async def connected(self) -> None:
+        """Wait until the server answers, for whoever has just begun to connect.
+
+        Raises:
+            KeyStoreError: It does not within CONNECT_TIMEOUT_S; says why.
+        """
+        latest = time.monotonic() + CONNECT_TIMEOUT_S
+        while True:
+            try:
+                await self.last_used(["0"])
+            except KeyStoreError:
+                if time.monotonic() >= latest:
+                    raise
+            else:
+                return
+            await asyncio.sleep(RETRY_S)
 
     async def get(self, key_id: str) -> KeyRecord | None:
         """A record, None where there is none.

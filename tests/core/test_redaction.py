@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.redaction import escaped_json, masked_text, shown_host, shown_path
+from tests.support.api_keys import id_of, new_key
 
+KEY = new_key()
+SNAKE_CASE = "/snake_case_paths_that_are_long/and_have_many_underscores"
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl"
 DECEPTIVE = ["\x7f", "\x80", "\x85", "\x9f", "\u061c", "\u200e", "\u200f", "\u2028", "\u2029", "\u202a", "\u202e"]
 DECEPTIVE += ["\u2066", "\u2069"]
@@ -26,6 +29,9 @@ DECEPTIVE += ["\u2066", "\u2069"]
         (f"/t/{JWT[:15]}", "/t/***"),
         ("/t/http://ann:hunter2@host", "/t/http://ann:***@host"),
         ("/t/Bearer abcdefgh", "/t/Bearer ***"),
+        (f"/t/{KEY}/x", f"/t/acme_live_{id_of(KEY)}_***/x"),
+        ("/" + "a" * 1000 + f"/{KEY}", ("/" + "a" * 1000 + f"/acme_live_{id_of(KEY)}_***")[:1024]),
+        (SNAKE_CASE, SNAKE_CASE),
         ("/monkeyJump.html", "/monkeyJump.html"),
         ("", ""),
     ],
