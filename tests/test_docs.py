@@ -37,6 +37,7 @@ EXPECTED = {
     "redis",
     "rules",
     "threat-model",
+    "tokens",
 }
 ENVOY_KEYS = {"http_filters", "static_resources"}
 
