@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509 import verification
 
 CERTIFICATES_KEPT_MAX = 1024
@@ -19,6 +20,16 @@ _T = TypeVar("_T", bound=x509.ExtensionType)
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
+
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,  # where warnings are errors
+)
 
 
 class CertificateError(ValueError):
@@ -52,6 +63,8 @@ def read_certificate(der: bytes) -> Certificate:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
+        if certificate.serial_number <= 0:  # RFC 5280 section 4.1.2.2
+            raise CertificateError("its serial number is not positive")
         extensions = certificate.extensions
         names = _extension(extensions, x509.SubjectAlternativeName)
         constraints = _extension(extensions, x509.BasicConstraints)
@@ -65,7 +78,9 @@ def read_certificate(der: bytes) -> Certificate:
             (certificate.not_valid_after_utc - _EPOCH) // _MICROSECOND,
             (constraints is not None and constraints.ca) or (usage is not None and usage.key_cert_sign),
         )
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm):
+    except CertificateError:
+        raise
+    except _UNREADABLE:
         raise CertificateError("it is not a certificate that can be read") from None
 
 
@@ -86,7 +101,7 @@ def is_issued_by(der: bytes, roots_pem: bytes, now_us: int) -> bool:
     verifier = verification.PolicyBuilder().store(store).time(moment).build_client_verifier()
     try:
         verifier.verify(x509.load_der_x509_certificate(der), [])
-    except (verification.VerificationError, ValueError, TypeError, UnsupportedAlgorithm):
+    except (verification.VerificationError, *_UNREADABLE):
         return False
     return True
 
