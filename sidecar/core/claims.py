@@ -46,7 +46,7 @@ class Rejected(NamedTuple):
 def believe(
     claims: dict[str, Json], token_type: str, issuer: IssuerPolicy, now_us: int, signed_by: str = ""
 ) -> Principal | Rejected:
-    """The caller whom these claims describe; their signature has been verified with a key of this issuer.
+    """The caller whom these claims describe, provided that a key of this issuer signed them: see `token.verify`.
 
     `signed_by` is that key's `kid`, "" where it has none.
     """
