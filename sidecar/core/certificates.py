@@ -29,6 +29,7 @@ from urllib.parse import unquote_to_bytes
 from sidecar.core import base64url
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
+from sidecar.core.limits import US_PER_S
 from sidecar.core.paths import canonical_host
 from sidecar.core.principal import Principal
 
@@ -407,9 +408,10 @@ def identify(trust: CertificateTrust, shown: ShownCertificate) -> Identified | R
     if isinstance(subject, Rejected):
         return subject
     digest = base64url.encode(shown.digest) if shown.digest else ""
-    principal = Principal(
-        trust.name, subject, "", frozenset(), frozenset(), _claims(subject, digest, shown), "certificate", key_id=digest
-    )
+    claims = _claims(subject, digest, shown)
+    if ends != _ALWAYS:
+        claims["exp"] = ends // US_PER_S
+    principal = Principal(trust.name, subject, "", frozenset(), frozenset(), claims, "certificate", key_id=digest)
     return Identified(principal, begins, ends)
 
 

@@ -97,6 +97,7 @@ def test_a_spiffe_id_is_the_subject() -> None:
     assert found.key_id == found.claims["x5t#S256"] == b64(sha256(der(WORKLOAD)).digest())
     assert found.claims["trust_domain"] == "prod.example.com"
     assert found.claims["dns_names"] == ["cart.shop.example"]
+    assert found.claims["exp"] == int(WORKLOAD.certificate.not_valid_after_utc.timestamp())
     believed = trust()
     assert proved(url_pem(WORKLOAD), believed) is proved(url_pem(WORKLOAD), believed)
 
