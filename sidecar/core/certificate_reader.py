@@ -26,6 +26,7 @@ _UNREADABLE = (
     ValueError,
     TypeError,
     x509.DuplicateExtension,
+    x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
     UnsupportedAlgorithm,
     CryptographyDeprecationWarning,  # where warnings are errors
@@ -62,26 +63,30 @@ def read_certificate(der: bytes) -> Certificate:
         CertificateError: It is none, or has a part that cannot be read.
     """
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        if certificate.serial_number <= 0:  # RFC 5280 section 4.1.2.2
-            raise CertificateError("its serial number is not positive")
-        extensions = certificate.extensions
-        names = _extension(extensions, x509.SubjectAlternativeName)
-        constraints = _extension(extensions, x509.BasicConstraints)
-        usage = _extension(extensions, x509.KeyUsage)
-        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        return Certificate(
-            tuple(names.get_values_for_type(x509.UniformResourceIdentifier)) if names is not None else (),
-            tuple(names.get_values_for_type(x509.DNSName)) if names is not None else (),
-            tuple(str(attribute.value) for attribute in common),
-            (certificate.not_valid_before_utc - _EPOCH) // _MICROSECOND,
-            (certificate.not_valid_after_utc - _EPOCH) // _MICROSECOND,
-            (constraints is not None and constraints.ca) or (usage is not None and usage.key_cert_sign),
-        )
-    except CertificateError:
-        raise
+        read = _read(x509.load_der_x509_certificate(der))
     except _UNREADABLE:
-        raise CertificateError("it is not a certificate that can be read") from None
+        read = None
+    if read is None:
+        raise CertificateError("it is not a certificate that can be read")
+    return read
+
+
+def _read(certificate: x509.Certificate) -> Certificate | None:
+    if certificate.serial_number <= 0:  # RFC 5280 section 4.1.2.2
+        return None
+    extensions = certificate.extensions
+    names = _extension(extensions, x509.SubjectAlternativeName)
+    constraints = _extension(extensions, x509.BasicConstraints)
+    usage = _extension(extensions, x509.KeyUsage)
+    common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return Certificate(
+        tuple(names.get_values_for_type(x509.UniformResourceIdentifier)) if names is not None else (),
+        tuple(names.get_values_for_type(x509.DNSName)) if names is not None else (),
+        tuple(str(attribute.value) for attribute in common),
+        (certificate.not_valid_before_utc - _EPOCH) // _MICROSECOND,
+        (certificate.not_valid_after_utc - _EPOCH) // _MICROSECOND,
+        (constraints is not None and constraints.ca) or (usage is not None and usage.key_cert_sign),
+    )
 
 
 def _extension(extensions: x509.Extensions, kind: type[_T]) -> _T | None:
