@@ -22,7 +22,7 @@ def test_challenge_fits_the_status(reason: DenyReason) -> None:
     """401 always carries a challenge (RFC 9110 section 15.5.2); 5xx and 429 never do."""
     row = REASONS[reason]
     if row.http_status == 401:
-        assert row.challenge in {Challenge.BARE, Challenge.INVALID_TOKEN, Challenge.API_KEY}
+        assert row.challenge not in {Challenge.NONE, Challenge.INVALID_REQUEST, Challenge.INSUFFICIENT_SCOPE}
     if row.http_status >= 429:
         assert row.challenge is Challenge.NONE
 
