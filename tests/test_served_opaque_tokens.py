@@ -18,6 +18,7 @@ import pytest_asyncio
 from sidecar.check import CHECK
 from sidecar.edges.admin_client import get
 from sidecar.envoy.pb.ext_authz_pb2 import CheckResponse
+from sidecar.explain import explain
 from sidecar.transport.service import UnixAddress
 from tests.support.deciding import check_request
 from tests.support.introspection import Endpoint, answer, says
@@ -186,3 +187,15 @@ async def test_it_is_counted_and_never_shown(served: Served) -> None:
             await asyncio.sleep(0.01)
     assert "introspection_failed" in shown
     assert not [secret for secret in (TOKEN, STRANGER, SECRET) if secret in shown]
+
+
+async def test_explain_asks_as_serving_does(served: Served) -> None:
+    """Who was proved, or why not; nothing of the token."""
+    policy = served.directory / "sidecar.yaml"
+    allowed = await asyncio.to_thread(explain, policy, check_request("/orders/7", TOKEN))
+    assert allowed.record["decision"] == "allowed"
+    denied = await asyncio.to_thread(explain, policy, check_request("/orders/7", STRANGER))
+    assert denied.record["reason"] == "token_inactive"
+    down = await asyncio.to_thread(explain, policy, check_request("/down", TOKEN))
+    assert down.record["reason"] == "introspection_unavailable"
+    assert not [token for token in (TOKEN, STRANGER, SECRET) if token in repr((allowed, denied, down))]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from base64 import b64encode
+from hashlib import sha256
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sidecar.core.authn import Composition, compose
+from sidecar.core.certificates import CertificateSource, CertificateTrust
 from sidecar.core.claims import Rejected
+from sidecar.core.confirmation import Binding
 from sidecar.core.context import NO_REQUEST
 from sidecar.core.credentials import HeaderPlace
 from sidecar.core.decision import REASONS, Challenge, DenyReason
+from sidecar.core.dpop import DpopPolicy, NeedFirstUse
 from sidecar.core.introspection import (
     ANSWER_BYTES_MAX,
     Answer,
@@ -26,8 +33,16 @@ from sidecar.core.introspection import (
     token_key,
 )
 from sidecar.core.principal import Principal
+from sidecar.core.revocation import NEVER_US, NO_REVOCATIONS, Kind, Revocation, Revocations
+from sidecar.core.suspects import KNOWN_ALONE
+from sidecar.core.token_cache import TokenCache
 from tests.support.introspection import answer, introspection_policy
-from tests.support.tokens import NOW_S, NOW_US
+from tests.support.proofs import bound_request, jkt, proof
+from tests.support.tokens import NOW_S, NOW_US, b64
+
+if TYPE_CHECKING:
+    from sidecar.core.context import RequestContext
+    from sidecar.core.methods import Need
 
 POLICY = introspection_policy()
 SECOND_US = 1_000_000
@@ -286,6 +301,86 @@ def test_the_place_is_the_rules() -> None:
     place = HeaderPlace("x-token")
     assert OpaqueTokens(POLICY, place).shown(NO_REQUEST) is None
     assert OpaqueTokens(POLICY).shown(NO_REQUEST) is None
+
+
+# -- together with what else is asked of callers
+
+CERTIFICATE = b"\x30\x03\x02\x01\x07"
+MESH = CertificateTrust(name="mesh", source=CertificateSource.CLIENT_CERT, proxies=(ip_network("10.0.0.0/8"),))
+BOTH = Binding(dpop=DpopPolicy(algorithms=frozenset({"ES256"})), certificates=MESH)
+
+
+class NoKeys:
+    def keys(self, _issuer: object) -> None:
+        return None
+
+
+def composed(
+    method: OpaqueTokens, request: RequestContext, findings: Any, revocations: Revocations = NO_REVOCATIONS
+) -> Principal | Need | Rejected:
+    composition = Composition(methods=(method,))
+    return compose(composition, request, {}, TokenCache(), NoKeys(), NOW_US, findings, revocations)
+
+
+def showing(authorization: str, **headers: str) -> RequestContext:
+    return bound_request("", None, headers={"authorization": authorization} | headers, source_address="10.1.2.3")
+
+
+def test_a_token_of_a_certificate_needs_it_on_every_request() -> None:
+    """RFC 8705 section 3.2: however often the answer is remembered, and refused where the policy trusts none."""
+    cnf = {"x5t#S256": b64(sha256(CERTIFICATE).digest())}
+    policy = introspection_policy(rules={"binding": BOTH})
+    policy.remembered.answers = cache = AnswerCache()
+    remember(cache, "abc", policy, cnf=cnf)
+    method = OpaqueTokens(policy)
+    for _ in range(2):
+        shown = showing("Bearer abc", **{"client-cert": f":{b64encode(CERTIFICATE).decode()}:"})
+        assert isinstance(composed(method, shown, {}), Principal)
+        other = showing("Bearer abc", **{"client-cert": f":{b64encode(CERTIFICATE + b'x').decode()}:"})
+        for request in (showing("Bearer abc"), other):
+            assert isinstance(composed(method, request, {}), Rejected)
+    assert isinstance(proved(read(cnf=cnf)), Rejected)
+
+
+def test_a_token_of_a_key_needs_a_proof_on_every_request() -> None:
+    """RFC 9449: a proof for this very token, under the scheme DPoP; and it is still to be seen whether it is fresh."""
+    policy = introspection_policy(rules={"binding": BOTH})
+    method = OpaqueTokens(policy, HeaderPlace("authorization", ("bearer", "dpop")))
+    findings = {token_key(policy, "abc"): read(policy, cnf={"jkt": jkt()}, token_type="DPoP")}
+    good = composed(method, bound_request("abc", proof("abc")), findings)
+    assert isinstance(good, NeedFirstUse)
+    refused = [bound_request("abc", None), bound_request("abc", proof("other")), showing("Bearer abc")]
+    for request in refused:
+        assert isinstance(composed(method, request, findings), Rejected)
+    unbound = {token_key(policy, "abc"): read(policy)}
+    assert isinstance(composed(method, bound_request("abc", proof("abc")), unbound), Rejected)
+    demanding = OpaqueTokens(policy, method.place, require_dpop=True)
+    assert isinstance(composed(demanding, showing("Bearer abc"), unbound), Rejected)
+
+
+def test_a_revoked_token_is_refused_though_it_is_remembered() -> None:
+    """By its `jti`, under the policy's name for the endpoint: at once, on every request."""
+    policy = introspection_policy()
+    policy.remembered.answers = cache = AnswerCache()
+    remember(cache, "abc", policy)
+    revocations = Revocations()
+    request = showing("Bearer abc")
+    assert isinstance(composed(OpaqueTokens(policy), request, {}, revocations), Principal)
+    revocations.add(Revocation(Kind.TOKEN, "legacy", "7f1c", 0, NEVER_US))
+    refused = composed(OpaqueTokens(policy), request, {}, revocations)
+    assert isinstance(refused, Rejected)
+    assert refused.reason is R.TOKEN_REVOKED
+    revocations.remove(Kind.TOKEN, "legacy", "7f1c")
+    assert isinstance(composed(OpaqueTokens(policy), request, {}, revocations), Principal)
+
+
+def test_a_good_caller_beside_a_suspect_is_known() -> None:
+    """Where nothing may be asked for a source any more, a remembered token still counts; an unknown one would ask."""
+    policy = introspection_policy()
+    policy.remembered.answers = cache = AnswerCache()
+    remember(cache, "abc", policy)
+    assert isinstance(composed(OpaqueTokens(policy), showing("Bearer abc"), KNOWN_ALONE), Principal)
+    assert not isinstance(composed(OpaqueTokens(policy), showing("Bearer abd"), KNOWN_ALONE), Principal)
 
 
 # -- the cache
