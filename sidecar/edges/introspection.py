@@ -265,7 +265,7 @@ class Endpoint:
         task.add_done_callback(self._ended)
 
     async def _run(self, flight: _Flight) -> None:
-        finding: Finding = Unanswered("the question was given up")
+        finding: Finding | None = None
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -273,7 +273,11 @@ class Endpoint:
             if isinstance(finding, Answer):
                 self._engine.latency.observe(int((loop.time() - began) * _US_PER_S))
         finally:
-            self._note(flight, finding, loop.time())
+            if finding is None:  # stopped
+                self.breaker.release()
+                self._finish(flight, Unanswered("the question was given up"))
+            else:
+                self._note(flight, finding, loop.time())
 
     async def _question(self, need: NeedIntrospection) -> Finding:
         policy = need.policy

@@ -531,3 +531,5 @@ async def test_stopping_answers_who_waits(endpoint: Endpoint, policy: Introspect
         async with asyncio.timeout(5):
             assert all(isinstance(found, Unanswered) for found in await asyncio.gather(*waiting))
         assert sut.endpoint.in_flight == 0
+        assert sut.events == []
+        assert not any(sut.endpoint.results.values())
