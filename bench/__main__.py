@@ -28,6 +28,7 @@ BENCHMARKS = (
     "decision",
     "tokens",
     "credentials",
+    "api_keys",
     "internal_tokens",
     "flood",
     "redis_client",
