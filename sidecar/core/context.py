@@ -53,6 +53,9 @@ class RequestContext(Struct, eq=False, gc=False):
     query: str = ""
     dpop_nonce: str = ""
 
+    def __repr__(self) -> str:
+        return "RequestContext(***)"  # headers, query and certificates are credentials, or hold some
+
     def keep_headers(self, names: tuple[str, ...]) -> None:
         """Let go of all headers but these, and with them of the message that they stand in.
 
