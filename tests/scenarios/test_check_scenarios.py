@@ -15,6 +15,8 @@ from sidecar.edges.local_store import LocalStore
 from sidecar.envoy import ext_authz
 from sidecar.envoy.pb.ext_authz_pb2 import CheckRequest, CheckResponse
 from sidecar.transport.service import Refusal
+from tests.scenarios.test_credential_scenarios import CASES as CREDENTIALS
+from tests.scenarios.test_proof_scenarios import CASES as PROOFS
 from tests.support.asking import until
 from tests.support.deciding import (
     KEY,
@@ -164,12 +166,18 @@ WITHOUT_STORE = {
 """Rules whose limits wish several things; the strictest is granted."""
 
 
+AMONG_PROOFS = {R.DPOP_PROOF_REPLAYED, R.DPOP_NONCE_REQUIRED, R.INTROSPECTION_UNAVAILABLE}
+"""Take more than one request, or another policy: tests of their own beside the tables of credentials."""
+
+
 def test_every_reason_is_covered() -> None:
     """There is a scenario for each reason, and for each of the transport's refusals."""
     by_request = {denial.reason for denial in DENIALS.values()}
+    by_credential = {case.outcome for cases in (CREDENTIALS, PROOFS) for case in cases.values()}
     by_transport = {reason for reason, _ in REFUSALS.values()}
     without_store = {reason for reason, _ in WITHOUT_STORE.values()} - {None}
-    assert by_request | by_transport | without_store == set(DenyReason)
+    covered = {outcome for outcome in by_credential if isinstance(outcome, DenyReason)} | AMONG_PROOFS
+    assert covered | by_request | by_transport | without_store == set(DenyReason)
     assert set(REFUSALS) == set(Refusal)
 
 

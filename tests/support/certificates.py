@@ -28,12 +28,14 @@ class Issued(NamedTuple):
             key.write_bytes(self.key.private_bytes(pem, form, serialization.NoEncryption()))
 
 
-def issue(name: str, authority: Issued | None = None, names: list[x509.GeneralName] | None = None) -> Issued:
-    """A certificate for `names` from an authority; without one, an authority."""
+def issue(
+    name: str, authority: Issued | None = None, names: list[x509.GeneralName] | None = None, days_ago: int = 0
+) -> Issued:
+    """A certificate for `names` from an authority; without one, an authority. It is good for a day."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     issuer, issuer_key = (authority.certificate.subject, authority.key) if authority is not None else (subject, key)
-    now = dt.datetime.now(dt.UTC)
+    now = dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago)
     is_authority = authority is None
     usage = x509.KeyUsage(
         digital_signature=not is_authority,

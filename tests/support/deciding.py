@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidecar.check import CheckService
+from sidecar.core.guard import NO_GUARD
 from sidecar.core.token_cache import TokenCache
 from sidecar.edges.jwks import JwksEngine
 from sidecar.edges.local_store import LocalStore
@@ -22,6 +23,7 @@ from tests.support.tokens import AUDIENCE, ISSUER, SigningKey, jwks, make_key
 if TYPE_CHECKING:
     from sidecar.check import Engine
     from sidecar.core.audit import DecisionEvent
+    from sidecar.core.guard import Guard
     from sidecar.core.limits import Charge, Done, LimitStore, StoreFailure
     from sidecar.core.policy import Policy
     from sidecar.transport.service import Status
@@ -174,6 +176,7 @@ class Deciding:
     sink_fault: Exception | None = None
     soon: Callable[[Callable[[], None]], object] = lambda step: step()
     engines: Mapping[type, Engine] = field(default_factory=dict)
+    guard: Guard = NO_GUARD
 
     def __post_init__(self) -> None:
         self.service = CheckService(
@@ -186,6 +189,7 @@ class Deciding:
             on_bug=lambda bug, _method: self.bugs.append(bug),
             soon=self._soon,
             engines=self.engines,
+            guard=self.guard,
         )
 
     def _soon(self, step: Callable[[], None]) -> None:
@@ -214,7 +218,10 @@ class Deciding:
 
 @asynccontextmanager
 async def deciding(
-    policy: Policy, store: LimitStore | None = None, engines: Mapping[type, Engine] | None = None
+    policy: Policy,
+    store: LimitStore | None = None,
+    engines: Mapping[type, Engine] | None = None,
+    guard: Guard = NO_GUARD,
 ) -> AsyncIterator[Deciding]:
     """A service whose issuers' keys are loaded."""
     jwks_engine = JwksEngine(policy.issuers.values())
@@ -223,6 +230,7 @@ async def deciding(
         async with asyncio.timeout(PATIENCE_S):
             while not jwks_engine.ready:  # noqa: ASYNC110 - the engine's event is the service's own
                 await asyncio.sleep(0.001)
-        yield Deciding(policy, store if store is not None else LocalStore(), jwks_engine, engines=engines or {})
+        counting = store if store is not None else LocalStore()
+        yield Deciding(policy, counting, jwks_engine, engines=engines or {}, guard=guard)
     finally:
         await jwks_engine.stop()
