@@ -161,6 +161,7 @@ def test_credentials_are_measured():
         "warm opaque token",
         "refused: a malformed API key",
         "cold token, ES256",
+        "cold token, ES256, with a proof (DPoP)",
         "warm alone",
         "refused: a malformed token",
     ):
