@@ -59,7 +59,6 @@ NOBODY: Final = Authentication({}, None, (), ())
 class _Part(NamedTuple):
     """One credential of a composition."""
 
-    kind: str
     method: TokenMethod | Method
     place: Place | None
     schemes: tuple[ChallengeScheme, ...]
@@ -94,7 +93,7 @@ class AuthenticateCompiler:
             issuers = self._accepted(section.issuers)
             if not issuers or (step_up is None and tenant is None):
                 return Authentication(issuers, None, (BEARER,), _token_schemes(issuers.values()))
-            parts = [_Part("token", TokenMethod(issuers, BEARER), BEARER, _token_schemes(issuers.values()))]
+            parts = [_Part(TokenMethod(issuers, BEARER), BEARER, _token_schemes(issuers.values()))]
             return self._composed(parts, every=False, step_up=step_up, tenant=tenant)
         every = section.all_of is not None
         key, credentials = ("all_of", section.all_of) if every else ("any_of", section.any_of)
@@ -102,7 +101,7 @@ class AuthenticateCompiler:
         shapes = self._check_places((*where, key), credentials or [], every=every)
         built = [self._part(each, shape) for each, shape in zip(credentials or [], shapes, strict=True)]
         parts = [part for part in built if part is not None]
-        if step_up is not None and not any(part.kind in {"token", "opaque_token"} for part in parts):
+        if step_up is not None and not any(each.chosen[0] in _SHAPES for each in credentials or []):
             message = "none of the credentials says how the caller was authenticated"
             self.validated.fault((*where, "step_up"), message, "token or opaque_token among them")
         if len(self.validated.faults) != known or len(parts) != len(built):
@@ -135,7 +134,7 @@ class AuthenticateCompiler:
         kind, section = credential.chosen
         if kind == "certificate":
             trust = self.provers.trusts.get(section.trust)
-            return _Part(kind, CertificateMethod(trust), None, CERTIFICATE) if trust is not None else None
+            return _Part(CertificateMethod(trust), None, CERTIFICATE) if trust is not None else None
         place = compile_place(kind, section.place, shape)
         match kind:
             case "token":
@@ -144,14 +143,14 @@ class AuthenticateCompiler:
                     return None
                 bound = isinstance(place, HeaderPlace) and place.schemes == ("dpop",)
                 method = TokenMethod(issuers, place, require_dpop=bound)
-                return _Part(kind, method, place, _token_schemes(issuers.values(), bound=bound))
+                return _Part(method, place, _token_schemes(issuers.values(), bound=bound))
             case "api_key":
                 known = self.provers.keyrings
                 keyrings = tuple(known[name] for name in dict.fromkeys(section.keyrings) if name in known)
-                return _Part(kind, ApiKeyMethod(keyrings, place), place, API_KEY) if keyrings else None
+                return _Part(ApiKeyMethod(keyrings, place), place, API_KEY) if keyrings else None
             case _:
                 endpoint = self.provers.introspection.get(section.introspection)
-                return _Part(kind, OpaqueTokens(endpoint, place), place, BEARER_ALONE) if endpoint is not None else None
+                return _Part(OpaqueTokens(endpoint, place), place, BEARER_ALONE) if endpoint is not None else None
 
     def _accepted(self, written_names: Sequence[str]) -> Mapping[str, IssuerPolicy]:
         issuers = self.provers.issuers
@@ -214,7 +213,7 @@ _AUTHORIZATION_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 _SHAPES: Final[Mapping[str, Shape]] = {"token": Shape.TOKEN, "opaque_token": Shape.OPAQUE}
-"""Of the kinds that may share a place."""
+"""Of the kinds that may share a place, and that say how the caller was authenticated."""
 
 
 def compile_place(kind: str, section: written.CredentialPlace | None, shape: Shape) -> Place:
