@@ -160,7 +160,8 @@ def _secret(path: str) -> Secret:
 
 def _signer(path: str) -> Signer:
     # parsing private keys: only for those who sign
-    from sidecar.core.client_assertion import KeyFileError, Signer  # noqa: PLC0415
+    from sidecar.core.client_assertion import Signer  # noqa: PLC0415
+    from sidecar.core.private_keys import KeyFileError  # noqa: PLC0415
 
     try:
         return Signer(_read(path, "key"))

@@ -137,12 +137,8 @@ def _keys(validated: Validated, directory: Path) -> tuple[SigningKey, ...]:
 
 def _key(validated: Validated, path: Path) -> SigningKey | None:
     # here, since who signs nothing need not pay for it
-    from sidecar.core.signing_keys import (  # noqa: PLC0415
-        ACCEPTED,
-        PEM_BYTES_MAX,
-        SigningKeyError,
-        read_signing_key,
-    )
+    from sidecar.core.private_keys import KEY_BYTES_MAX, KeyFileError  # noqa: PLC0415
+    from sidecar.core.signing_keys import ACCEPTED, read_signing_key  # noqa: PLC0415
 
     where = ("internal_tokens", "keys")
     signs_from_us = _signs_from_us(path.name)
@@ -151,10 +147,10 @@ def _key(validated: Validated, path: Path) -> SigningKey | None:
         return None
     try:
         with path.open("rb") as stream:
-            return read_signing_key(stream.read(PEM_BYTES_MAX + 1), signs_from_us)
+            return read_signing_key(stream.read(KEY_BYTES_MAX + 1), signs_from_us)
     except OSError as error:
         validated.fault(where, f"the file {path} cannot be read: {error.strerror}", ACCEPTED)
-    except SigningKeyError as error:
+    except KeyFileError as error:
         validated.fault(where, f"the file {path} {error}", ACCEPTED)
     return None
 

@@ -248,7 +248,8 @@ def _client(
 
 def _check_key(validated: Validated, where: PathParts, path: str) -> None:
     """Files that cannot be read at all are reported already."""
-    from sidecar.core.client_assertion import KEY_BYTES_MAX, KeyFileError, Signer  # noqa: PLC0415 - for signers alone
+    from sidecar.core.client_assertion import Signer  # noqa: PLC0415 - for signers alone
+    from sidecar.core.private_keys import KEY_BYTES_MAX, KeyFileError  # noqa: PLC0415 - as above
 
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - as the path is written

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from sidecar.core import base64url
 from sidecar.core.keys import parse_jwks
-from sidecar.core.signing_keys import PEM_BYTES_MAX, SigningKeyError, read_signing_key
+from sidecar.core.private_keys import KEY_BYTES_MAX, KeyFileError
+from sidecar.core.signing_keys import read_signing_key
 from tests.support.internal_keys import p256_pem, pem
 
 
@@ -56,25 +57,25 @@ def public() -> bytes:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "exactly one private key"),
-        (b"hunter2", "exactly one private key"),
-        (public(), "exactly one private key"),
-        (pem() + pem(), "exactly one private key"),
-        (encrypted(), "encrypted"),
-        (pem()[:60] + b"\n-----END PRIVATE KEY-----\n", "cannot be read|can be read"),
+        (b"", "no private key in PEM"),
+        (b"hunter2", "no private key in PEM"),
+        (public(), "no private key in PEM"),
+        (pem() + pem(), "more than one private key"),
+        (encrypted(), "or an encrypted one"),
+        (pem()[:60] + b"\n-----END PRIVATE KEY-----\n", "no private key in PEM"),
         (pem(rsa.generate_private_key(65537, 2048)), "another kind"),
         (pem(ec.generate_private_key(ec.SECP384R1())), "another kind"),
-        (pem().ljust(PEM_BYTES_MAX + 1), "more than"),
+        (pem().ljust(KEY_BYTES_MAX + 1), "more than"),
     ],
     ids=["empty", "text", "public", "two", "encrypted", "cut", "rsa", "p-384", "too long"],
 )
 def test_what_cannot_sign_is_refused(text, message):
     """By a reason that quotes nothing of it."""
-    with pytest.raises(SigningKeyError, match=message) as caught:
+    with pytest.raises(KeyFileError, match=message) as caught:
         read_signing_key(text, 0)
     assert "hunter2" not in str(caught.value)
 
 
 def test_a_file_of_the_greatest_length_is_read():
     """The bound itself is accepted."""
-    assert read_signing_key(pem().ljust(PEM_BYTES_MAX, b"\n"), 0).algorithm == "EdDSA"
+    assert read_signing_key(pem().ljust(KEY_BYTES_MAX, b"\n"), 0).algorithm == "EdDSA"

@@ -113,7 +113,7 @@ def test_a_file_that_holds_no_key_is_a_fault_that_quotes_nothing(tmp_path):
     write_keys(tmp_path / "keys", "2026-12-01.pem")
     (tmp_path / "keys" / "2026-12-02.pem").write_text("hunter2")
     [fault] = faults(tmp_path)
-    assert "2026-12-02.pem does not hold exactly one private key; one private key in PEM" in fault
+    assert "2026-12-02.pem holds no private key in PEM, or an encrypted one; one private key in PEM" in fault
     assert "hunter2" not in fault
 
 
