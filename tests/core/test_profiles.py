@@ -45,7 +45,7 @@ def in_profile(profile: Profile, **changes: Any) -> IssuerPolicy:
 
 AT = {"typ": "at+jwt"}
 MALFORMED, HEADER, TYPE = R.TOKEN_MALFORMED, R.TOKEN_HEADER_REFUSED, R.TOKEN_TYPE_REFUSED
-CLAIM, AUDIENCE_OTHER = R.TOKEN_CLAIM_INVALID, R.TOKEN_AUDIENCE_MISMATCH
+CLAIM, AUDIENCE_OTHER, ALGORITHM = R.TOKEN_CLAIM_INVALID, R.TOKEN_AUDIENCE_MISMATCH, R.TOKEN_ALGORITHM_REFUSED
 
 ROWS: dict[str, tuple[str, DenyReason | None, DenyReason | None, DenyReason | None]] = {
     # what they disagree about                                          strict  rfc9068  compat
@@ -82,11 +82,18 @@ ROWS: dict[str, tuple[str, DenyReason | None, DenyReason | None, DenyReason | No
         for name in ("iss", "aud", "sub", "exp")
     },
     "exp a string": (KEY.token(good_claims(exp=str(NOW_S + 60)), header(**AT)), CLAIM, CLAIM, CLAIM),
-    "aud another": (KEY.token(good_claims(aud="other"), header(**AT)), *[AUDIENCE_OTHER] * 3),
-    "aud with a scheme": (KEY.token(good_claims(aud=f"https://{AUDIENCE}/"), header(**AT)), *[AUDIENCE_OTHER] * 3),
+    "aud another": (KEY.token(good_claims(aud="other"), header(**AT)), AUDIENCE_OTHER, AUDIENCE_OTHER, AUDIENCE_OTHER),
+    "aud with a scheme": (
+        KEY.token(good_claims(aud=f"https://{AUDIENCE}/"), header(**AT)),
+        AUDIENCE_OTHER,
+        AUDIENCE_OTHER,
+        AUDIENCE_OTHER,
+    ),
     "alg none": (
         ".".join([b64(json.dumps({"alg": "none"}).encode()), b64(json.dumps(good_claims()).encode()), "AA"]),
-        *[R.TOKEN_ALGORITHM_REFUSED] * 3,
+        ALGORITHM,
+        ALGORITHM,
+        ALGORITHM,
     ),
 }
 
