@@ -332,4 +332,21 @@ class Bindings:
 
 def compile_bindings(validated: Validated, files: Files) -> Bindings:
     """What the sections `dpop` and `certificates` say; what is wrong is added to the faults."""
+    _check_identities(validated)
     return Bindings(validated, _compile_dpop(validated, files), _compile_certificates(validated, files))
+
+
+def _check_identities(validated: Validated) -> None:
+    """Where a rule takes certificates for callers, it is known whom they identify."""
+    sections = validated.document.certificates
+    for number, rule in zip(validated.rule_numbers, validated.document.rules, strict=True):
+        written = rule.authenticate
+        kind = "all_of" if written is not None and written.all_of is not None else "any_of"
+        for n, credential in enumerate(getattr(written, kind, None) or ()):
+            section = sections.get(credential.certificate.trust) if credential.certificate is not None else None
+            if section is not None and not (section.trust_domains or section.dns_names or section.common_name):
+                name = credential.certificate.trust
+                message = f"certificates.{name} does not say whom a certificate identifies"
+                accepted = f"trust_domains, dns_names or common_name in certificates.{name}"
+                where = ("rules", number, "authenticate", kind, n, "certificate", "trust")
+                validated.fault(where, message, accepted)
