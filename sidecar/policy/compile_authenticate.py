@@ -136,12 +136,12 @@ class AuthenticateCompiler:
             trust = self.provers.trusts.get(section.trust)
             return _Part(CertificateMethod(trust), None, CERTIFICATE) if trust is not None else None
         place = compile_place(kind, section.place, shape)
+        bound = isinstance(place, HeaderPlace) and place.schemes == ("dpop",)
         match kind:
             case "token":
                 issuers = self._accepted(section.issuers)
                 if not issuers:
                     return None
-                bound = isinstance(place, HeaderPlace) and place.schemes == ("dpop",)
                 method = TokenMethod(issuers, place, require_dpop=bound)
                 return _Part(method, place, _token_schemes(issuers.values(), bound=bound))
             case "api_key":
@@ -150,7 +150,10 @@ class AuthenticateCompiler:
                 return _Part(ApiKeyMethod(keyrings, place), place, API_KEY) if keyrings else None
             case _:
                 endpoint = self.provers.introspection.get(section.introspection)
-                return _Part(OpaqueTokens(endpoint, place), place, BEARER_ALONE) if endpoint is not None else None
+                if endpoint is None:
+                    return None
+                opaque = OpaqueTokens(endpoint, place, require_dpop=bound)
+                return _Part(opaque, place, _token_schemes([endpoint.rules], bound=bound))
 
     def _accepted(self, written_names: Sequence[str]) -> Mapping[str, IssuerPolicy]:
         issuers = self.provers.issuers
@@ -201,14 +204,14 @@ class AuthenticateCompiler:
 
 _DEFAULT_PLACES: Final[Mapping[str, Place]] = {
     "token": BEARER,
-    "opaque_token": HeaderPlace("authorization", ("bearer",)),
+    "opaque_token": BEARER,
     "api_key": HeaderPlace("x-api-key"),
 }
 
 
 _AUTHORIZATION_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "token": BEARER.schemes,
-    "opaque_token": ("bearer",),
+    "opaque_token": BEARER.schemes,
     "api_key": ("apikey",),
 }
 
