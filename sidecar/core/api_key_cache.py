@@ -34,9 +34,10 @@ class Proof:
         entry: The record that it was verified against.
         begins_us, expires_us: Within these the secret is accepted.
         previous: It is the secret from before a rotation.
+        plain: It is not, and may be used for every request.
     """
 
-    __slots__ = ("begins_us", "entry", "expires_us", "previous")
+    __slots__ = ("begins_us", "entry", "expires_us", "plain", "previous")
 
     def __init__(self, entry: Entry, *, previous: bool) -> None:
         held = entry.held
@@ -44,15 +45,17 @@ class Proof:
         self.begins_us = held.begins_us
         self.expires_us = min(held.expires_us, held.previous_until_us) if previous else held.expires_us
         self.previous = previous
+        self.plain = not (previous or held.restricted)
 
 
 class Entry:
     """A record that was looked up."""
 
-    __slots__ = ("digests", "fresh_until_us", "held", "loaded_us", "note_use_us")
+    __slots__ = ("digests", "fresh_until_us", "held", "key_id", "loaded_us", "note_use_us")
 
     def __init__(self, held: HeldKey, loaded_us: int, fresh_until_us: int) -> None:
         self.held = held
+        self.key_id = held.record.id
         self.loaded_us = loaded_us
         self.fresh_until_us = fresh_until_us
         self.note_use_us = 0
@@ -73,6 +76,7 @@ class KnownKeys:
         previous_uses: Of secrets from before a rotation.
         stale_uses: Uses of records that could not be looked up again.
         used: When keys were used last, by id, in microseconds: to be written down.
+        touch: Called with the id of a key that was used: others are pushed out first.
     """
 
     def __init__(self, entries_max: int = ENTRIES_MAX, ttl_us: int = 10_000_000, stale_us: int = 300_000_000) -> None:
@@ -85,6 +89,7 @@ class KnownKeys:
         self.used: dict[str, int] = {}
         self.uses_dropped = 0
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self.touch = self._entries.move_to_end
         self._unknown: OrderedDict[str, int] = OrderedDict()
         self._entries_max = entries_max
         self._ttl_us = ttl_us
@@ -126,13 +131,9 @@ class KnownKeys:
         known = self.proofs.get(digest)
         if known is not None and known.entry is entry:
             return
-        if len(entry.digests) <= 1 and self._entries.get(entry.held.record.id) is entry:
+        if len(entry.digests) <= 1 and self._entries.get(entry.key_id) is entry:
             entry.digests += (digest,)
             self.proofs[digest] = Proof(entry, previous=previous)
-
-    def touch(self, key_id: str) -> None:
-        """It was used: others are pushed out first."""
-        self._entries.move_to_end(key_id)
 
     def put_unknown(self, key_id: str, now_us: int) -> None:
         """Remember that no key has this id."""
@@ -174,7 +175,7 @@ class KnownKeys:
     def note_use(self, entry: Entry, now_us: int) -> None:
         """Write down, some time, that a key was used; called once in `USE_NOTED_EVERY_US` for a key."""
         entry.note_use_us = now_us + USE_NOTED_EVERY_US
-        key_id = entry.held.record.id
+        key_id = entry.key_id
         if len(self.used) < USED_MAX or key_id in self.used:
             self.used[key_id] = now_us
         else:
@@ -198,7 +199,7 @@ class KnownKeys:
         self.used = other.used
         if not records:
             return
-        self._entries, self._unknown = other._entries, other._unknown
+        self._entries, self._unknown, self.touch = other._entries, other._unknown, other.touch
         while len(self._entries) > self._entries_max:
             other._drop(next(iter(self._entries)))
         if proofs:

@@ -293,6 +293,7 @@ class Composition:
         step_up: What must hold of the caller's authentication; None: nothing.
         tenant: Says which tenant the caller must act for; None: any.
         sole: The one method, where there is no other way to be proved.
+        direct: It too, where whoever it proves is the caller without more, and it is no token.
     """
 
     methods: tuple[TokenMethod | Method, ...]
@@ -301,10 +302,14 @@ class Composition:
     step_up: StepUp | None = None
     tenant: TenantSource | None = None
     sole: TokenMethod | Method | None = field(init=False, default=None)
+    direct: Method | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if len(self.methods) == 1 and not (self.ambient or self.every):
-            object.__setattr__(self, "sole", self.methods[0])
+            [sole] = self.methods
+            object.__setattr__(self, "sole", sole)
+            if not (isinstance(sole, TokenMethod) or self.step_up or self.tenant):
+                object.__setattr__(self, "direct", sole)
         if not 0 < len(self.methods) + len(self.ambient) <= CREDENTIALS_MAX:
             raise ValueError(f"a composition has 1 to {CREDENTIALS_MAX} methods")
         if self.every and self.ambient:
@@ -322,6 +327,9 @@ def compose(
     revocations: Revocations = NO_REVOCATIONS,
 ) -> Principal | Need | Rejected:
     """The principal that the request's credentials prove, none of them revoked; see `by_bearer`."""
+    direct = composition.direct
+    if direct is not None and not revocations.active and isinstance(text := direct.shown(request), str):
+        return direct.prove(text, request, findings, now_us)  # 0.7 us less than what follows
     shown = _every_shown(composition, request) if composition.every else _one_shown(composition, request)
     if isinstance(shown, Rejected):
         return shown
@@ -342,6 +350,13 @@ def compose(
             return revoked
         proved.append(one)
     principal = proved[0] if len(proved) == 1 else _together(tuple(proved))
+    return _unfit(composition, principal, request, parameters, now_us) or principal
+
+
+def _unfit(
+    composition: Composition, principal: Principal, request: RequestContext, parameters: PathParameters, now_us: int
+) -> Rejected | None:
+    """Why the caller is not one that the rule asks for, though proved."""
     if composition.step_up is not None:
         fault = composition.step_up.fault(principal, now_us)
         if fault is not None:
@@ -350,7 +365,7 @@ def compose(
         tenant = composition.tenant.tenant(request, parameters)
         if not tenant or principal.tenant != tenant:
             return Rejected(DenyReason.TENANT_MISMATCH, "the caller's tenant is not the request's")
-    return principal
+    return None
 
 
 _Shown: TypeAlias = "list[tuple[TokenMethod | Method, str]]"

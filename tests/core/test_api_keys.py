@@ -22,6 +22,7 @@ from sidecar.core.api_keys import NO_RECORD, Keyring, NeedApiKey, Result
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
 from sidecar.core.principal import Principal
+from sidecar.core.suspects import KNOWN_ALONE
 from tests.support.api_keys import (
     FAMILY,
     NOW,
@@ -395,3 +396,14 @@ def test_nothing_shows_a_key() -> None:
     refused = prove(ring, key, NO_RECORD)
     seen = repr((need, need.key, refused, ring, held(key), ring.known.__class__))
     assert secret not in seen
+
+
+def test_a_suspected_source_goes_on_with_a_key_that_was_proved() -> None:
+    """Though nothing may be looked up for it; with a key that was not, it does not."""
+    key, ring = new_key(), keyring(known())
+    first = prove(ring, key, held(key))
+    later = NOW_US + TTL_US
+    assert method(ring).prove(key, request(), KNOWN_ALONE, later) is first
+    assert isinstance(method(ring).prove(other_secret(key), request(), KNOWN_ALONE, later), Rejected)
+    assert isinstance(method(ring).prove(new_key(), request(), KNOWN_ALONE, later), NeedApiKey)
+    assert isinstance(method(ring).prove(key, request(), KNOWN_ALONE, NOW_US + STALE_US), NeedApiKey)
