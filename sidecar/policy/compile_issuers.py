@@ -49,6 +49,8 @@ def _compile(validated: Validated, files: Files, where: PathParts, name: str, is
     types = frozenset(text.lower().removeprefix("application/") for text in issuer.token_types or ())
     _check_audiences(validated, where, issuer)
     _check_profile(validated, where, issuer, types)
+    if issuer.tenant is not None and issuer.tenant_claim is not None:
+        validated.fault((*where, "tenant"), "tenant and tenant_claim are given together", "one of them")
     keys = _key_source(validated, files, where, issuer)
     _check_algorithms(validated, where, issuer, keys)
     return IssuerPolicy(
