@@ -415,6 +415,8 @@ class App:
             "issuers": Component(self.jwks.ready, issuers),
             # not part of readiness: on_failure says what happens
             "introspection": Component(True, self.introspection.detail(now)),
+            # nor here: keys that are remembered work on, others are refused with 503
+            "api_keys": Component(True, self.api_keys.detail()),
             **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
             "redis": Component(True, self._redis_detail()),
@@ -463,7 +465,8 @@ class App:
             self.audit.claims = document.policy.audit_claims
 
     def _jwks_event(self, name: str, fields: Mapping[str, object]) -> None:
-        (_log.info if name == "jwks_changed" else _log.warning)(name, **fields)
+        level = {"jwks_changed": _log.info, "jwks_key_exposed": _log.error}.get(name, _log.warning)
+        level(name, **fields)
         self._tell_health()
 
     def _tell_health(self) -> None:

@@ -120,6 +120,7 @@ class FetchSettings:
         client_certificate, client_key: PEM files shown to servers that ask for a certificate; both or neither.
         proxy: `http://host:port` that is asked to CONNECT; None: straight to the server.
         headers: Names of headers, each with the file that holds its value; sent to the origin in the policy alone.
+        bearer_token_file: File of a token that is sent in the Authorization header, as `headers` are.
         timeout_s: For one document as a whole.
         connect_timeout_s: For the connection, TLS and the proxy's part of it included.
         read_timeout_s: Between two pieces of an answer.
@@ -133,6 +134,7 @@ class FetchSettings:
     client_key: str | None = None
     proxy: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    bearer_token_file: str | None = None
     timeout_s: float = 5.0
     connect_timeout_s: float = 2.0
     read_timeout_s: float = 5.0

@@ -12,7 +12,7 @@ import asyncio
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -137,8 +137,8 @@ async def get(
             headers.append(("If-None-Match", known.etag))
         elif known.last_modified:
             headers.append(("If-Modified-Since", known.last_modified))
-        if settings.headers and not discovered:
-            headers += await asyncio.to_thread(_headers_from_files, settings.headers)
+        if not discovered and (settings.headers or settings.bearer_token_file is not None):
+            headers += await asyncio.to_thread(_headers_from_files, settings)
         request = h11.Request(method="GET", target=target.path, headers=headers)
         context = await _client_tls(settings) if target.secure else None
         fetched, body = await _exchange(target, context, request, b"", partial(_accept, known), way)
@@ -225,23 +225,29 @@ async def _exchange(
         writer.transport.abort()
 
 
-def _headers_from_files(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The values that the files hold now, less one line break at the end."""
-    values: list[tuple[str, str]] = []
-    for name, path in headers:
-        try:
-            with Path(path).open("rb") as file:
-                raw = file.read(HEADER_VALUE_BYTES_MAX + 2)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise FetchError(f"the file of the header {name} cannot be read: {reason}") from None
-        value = raw.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
-        if len(value) > HEADER_VALUE_BYTES_MAX or not _HEADER_VALUE.fullmatch(value):
-            raise FetchError(
-                f"the file of the header {name} does not hold 1 to {HEADER_VALUE_BYTES_MAX} characters on one line"
-            )
-        values.append((name, value))
-    return values
+def _headers_from_files(settings: FetchSettings) -> list[tuple[str, str]]:
+    """The values that the files hold now."""
+    headers = [(name, _value_from_file(name, path)) for name, path in settings.headers]
+    if settings.bearer_token_file is not None:
+        token = _value_from_file("authorization", settings.bearer_token_file)
+        headers.append(("authorization", f"Bearer {token}"))
+    return headers
+
+
+def _value_from_file(name: str, path: str) -> str:
+    """What a file holds, less one line break at the end."""
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(HEADER_VALUE_BYTES_MAX + 2)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise FetchError(f"the file of the header {name} cannot be read: {reason}") from None
+    value = raw.removesuffix(b"\n").removesuffix(b"\r").decode("latin-1")
+    if len(value) > HEADER_VALUE_BYTES_MAX or not _HEADER_VALUE.fullmatch(value):
+        raise FetchError(
+            f"the file of the header {name} does not hold 1 to {HEADER_VALUE_BYTES_MAX} characters on one line"
+        )
+    return value
 
 
 def _headers(target: Target, accepted: str) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sidecar.policy.files import Files
-    from sidecar.policy.issuer_sections import Issuer
+    from sidecar.policy.issuer_sections import Fetch, Issuer
     from sidecar.policy.validate import Validated
     from sidecar.policy.yaml import PathParts
 
@@ -140,7 +140,8 @@ def _fetch_settings(validated: Validated, files: Files, where: PathParts, issuer
         client_certificate=certificate,
         client_key=key,
         proxy=_proxy(validated, where, issuer),
-        headers=_headers(validated, files, (*at, "headers"), fetch.headers),
+        headers=_headers(validated, files, (*at, "headers"), fetch),
+        bearer_token_file=files.optional((*at, "bearer_token_file"), fetch.bearer_token_file),
         timeout_s=durations.seconds(issuer.fetch_timeout),
         connect_timeout_s=durations.seconds(fetch.connect_timeout),
         read_timeout_s=durations.seconds(fetch.read_timeout),
@@ -164,13 +165,11 @@ def _proxy(validated: Validated, where: PathParts, issuer: Issuer) -> str | None
     return text
 
 
-def _headers(
-    validated: Validated, files: Files, where: PathParts, written: Mapping[str, str]
-) -> tuple[tuple[str, str], ...]:
+def _headers(validated: Validated, files: Files, where: PathParts, fetch: Fetch) -> tuple[tuple[str, str], ...]:
     headers: dict[str, str] = {}
-    for name, file in written.items():
+    for name, file in fetch.headers.items():
         key = name.lower()
-        if key in HEADERS_OF_REQUESTS:
+        if key in HEADERS_OF_REQUESTS or (key == "authorization" and fetch.bearer_token_file is not None):
             validated.fault(
                 (*where, name), f"the header {key!r} is set already", "a header that the client does not set"
             )

@@ -78,6 +78,11 @@ class Fetch(Model):
         ),
         examples=[{"x-gateway-key": "secrets/gateway-key"}],
     )
+    bearer_token_file: Text | None = Field(
+        None,
+        description="File of a token to send as `Authorization: Bearer`: read, and kept from others, as `headers` are.",
+        examples=["/var/run/secrets/kubernetes.io/serviceaccount/token"],
+    )
     connect_timeout: Annotated[Duration, Between("100ms", "1m")] = Field(
         "2s", description="Time for the connection, TLS and a proxy's answer.", examples=["2s"]
     )

@@ -129,13 +129,22 @@ async def test_headers_come_from_files_at_each_fetch(issuer: Issuer, tmp_path: P
         assert f"\r\nx-gateway-key: {value}\r\n" in issuer.heads[-1]
 
 
+async def test_a_bearer_token_comes_from_its_file(issuer: Issuer, tmp_path: Path) -> None:
+    """As API servers want it: the file holds the token alone."""
+    file = tmp_path / "token"
+    file.write_text("header.claims.signature")
+    await get(f"{issuer.url}/jwks", local(bearer_token_file=str(file)))
+    assert "\r\nauthorization: bearer header.claims.signature\r\n" in issuer.heads[-1]
+
+
 async def test_a_discovered_server_is_not_sent_the_policys_headers(issuer: Issuer, tmp_path: Path) -> None:
     """They are for the origin that the policy names."""
     file = tmp_path / "secret"
     file.write_text("hunter2")
-    settings = local(headers=(("x-gateway-key", str(file)),), private_addresses=True)
+    settings = local(headers=(("x-gateway-key", str(file)),), bearer_token_file=str(file), private_addresses=True)
     await get(f"{issuer.url}/jwks", settings, discovered=True)
     assert "x-gateway-key" not in issuer.heads[-1]
+    assert "authorization" not in issuer.heads[-1]
 
 
 HEADER_FILES = {

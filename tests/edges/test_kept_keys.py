@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sidecar.core.issuer import IssuerPolicy, JwksUrl, OidcDiscovery
 from sidecar.core.keys import KeySet, parse_jwks
@@ -113,6 +115,27 @@ def test_files_that_hold_no_keys(path: Path, content: bytes, why: str) -> None:
     path.write_bytes(content)
     with pytest.raises(KeptKeysError, match=why):
         kept_keys.read(str(path), POLICY, NOW_S)
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.lists(st.just(KEY.jwk), max_size=2)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=200)
+    | st.dictionaries(st.sampled_from(["version", "source", "fetched_at", "keys"]), _VALUES).map(
+        lambda m: _changed(**m)
+    )
+)
+def test_any_bytes_are_kept_keys_or_refused(path: Path, content: bytes) -> None:
+    """Permitted: keys, or a KeptKeysError."""
+    path.write_bytes(content)
+    try:
+        kept = kept_keys.read(str(path), POLICY, NOW_S)
+    except KeptKeysError:
+        return
+    assert kept is not None
+    assert kept.keys.kids == {"old"}
 
 
 @pytest.mark.parametrize("more", [0, 1])

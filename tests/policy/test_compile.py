@@ -112,6 +112,7 @@ def test_how_keys_are_fetched_is_what_the_file_says(full, full_directory):
         client_key=str(full_directory / "tls/redis.key"),
         proxy="http://proxy.internal:3128",
         headers=(("x-gateway-key", str(full_directory / "secrets/redis-password")),),
+        bearer_token_file=str(full_directory / "secrets/redis-password"),
         timeout_s=2.5,
         connect_timeout_s=1.0,
         read_timeout_s=0.5,
