@@ -24,6 +24,11 @@ def in_places(document: dict[str, Any]) -> None:
     ]
     document["rules"] += [
         {"name": "placed", "match": {"path": {"prefix": "/placed"}}, "authenticate": {"any_of": any_of}},
+        {
+            "name": "several",
+            "match": {"path": {"prefix": "/several"}},
+            "authenticate": {"any_of": [{"token": token}, {"api_key": {"keyrings": ["partners"]}}]},
+        },
         {"name": "unplaced", "match": {"path": {"prefix": "/unplaced"}}, "anonymous": True},
         {
             "name": "forwarded",
@@ -36,7 +41,14 @@ def in_places(document: dict[str, Any]) -> None:
 
 @pytest.fixture(params=[OLDEST, NEWEST])
 def placed(request: pytest.FixtureRequest, lab: Lab) -> Gateway:
-    return lab.gateway(lab.sidecar(in_places), request.param)
+    pepper = lab.directory / "pepper"
+    pepper.write_text("1: " + "b25l" * 11)
+
+    def change(document: dict[str, Any]) -> None:
+        document["api_keys"] = {"partners": {"prefix": "acme", "pepper_file": str(pepper)}}
+        in_places(document)
+
+    return lab.gateway(lab.sidecar(change), request.param)
 
 
 def test_what_is_proved_never_reaches_the_upstream(placed: Gateway, issuer: DemoIssuer) -> None:
@@ -103,3 +115,19 @@ def test_challenges_name_what_is_accepted(placed: Gateway) -> None:
         assert (reply.status, reply.header("www-authenticate")) == (401, 'Bearer realm="sidecar"')
         reply = placed.get(listener, "/placed/x", headers=[("cookie", "session=eyJ")])
         assert (reply.status, 'error="invalid_token"' in reply.header("www-authenticate")) == (401, True)
+        reply = placed.get(listener, "/several")
+        challenges = [value for name, value in reply.headers if name == "www-authenticate"]
+        assert (reply.status, challenges) == (401, ['Bearer realm="sidecar"', 'ApiKey realm="sidecar"'])
+
+
+def test_a_key_that_is_not_asked_for_stays_here(placed: Gateway, issuer: DemoIssuer) -> None:
+    """In either spelling of its header, on rules for tokens and for nobody."""
+    for listener in LISTENERS[1:]:  # the first refuses underscores
+        for name in ("x-api-key", "X_API_KEY", "x-api_key"):
+            key = [(name, "acme_secret")]
+            for reply in (
+                placed.get(listener, "/placed/x", issuer.token(), key),
+                placed.get(listener, "/unplaced", headers=key),
+                placed.get(listener, "/forwarded", issuer.token(), key),
+            ):
+                assert (reply.status, "acme_secret" in str(reply.json())) == (200, False)
