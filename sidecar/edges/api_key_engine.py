@@ -118,6 +118,14 @@ class ApiKeyEngine:
         """Requests that wait for a record."""
         return self._waiting
 
+    def detail(self) -> dict[str, object]:
+        """For /readyz; holds no secret."""
+        held: dict[str, object] = {
+            name: {"keys_held": len(ring.known), **({} if ring.records is None else {"keys": len(ring.records)})}
+            for name, ring in self._keyrings.items()
+        }
+        return {"keyrings": held, "changes_followed": self.following, "last_error": self._reason}
+
     def replace(self, keyrings: Iterable[Keyring]) -> None:
         """Serve these from now on; what is known of keyrings that stay is kept."""
         before, self._keyrings = self._keyrings, {keyring.name: keyring for keyring in keyrings}

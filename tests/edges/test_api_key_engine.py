@@ -18,13 +18,15 @@ from sidecar.core.limits import StoreFailure
 from sidecar.edges import api_key_engine
 from sidecar.edges.api_key_engine import ApiKeyEngine
 from sidecar.edges.api_key_store import KeyStoreError, RedisKeyStore, news_key
-from sidecar.edges.redis_endpoint import RedisEndpoint
+from sidecar.edges.redis_cluster import ClusterStore
+from sidecar.edges.redis_endpoint import Login, RedisEndpoint
 from tests.support.api_keys import id_of, keyring, new_key, record_of
-from tests.support.asking import redis_store, until
+from tests.support.asking import redis_store, running_store, until
 
 if TYPE_CHECKING:
     from sidecar.edges.embedded_valkey import EmbeddedValkey
     from sidecar.edges.redis_store import RedisStore
+    from tests.support.valkey import ValkeyCluster
 
 DAY_US = 86_400_000_000
 
@@ -250,6 +252,41 @@ async def test_another_policy_goes_on(store: RedisStore) -> None:
         assert made.counts["partners"].found == 1
         made.replace([])
         assert await look_up(made, after, key) is None
+
+
+async def test_readiness_tells_what_is_held(store: RedisStore) -> None:
+    """Of each keyring, and whether changes are heard of."""
+    served, key = ring(), new_key()
+    await RedisKeyStore(store, "sidecar", "partners").create([record_of(key)])
+    async with engine(store, served) as made:
+        await until(lambda: made.following)
+        await look_up(made, served, key)
+        assert made.detail() == {
+            "keyrings": {"partners": {"keys_held": 1}},
+            "changes_followed": True,
+            "last_error": "",
+        }
+
+
+async def test_a_cluster_shares_a_keyring(cluster: ValkeyCluster) -> None:
+    """Every node has a part of it; all of it is found, listed, changed and followed."""
+    made = ClusterStore(cluster.addresses, Login(), timeout_s=10.0)
+    async with running_store(made) as store:
+        keys, served = RedisKeyStore(store, "sidecar", "partners"), ring()
+        shown = [new_key() for _ in range(100)]
+        records = [record_of(key) for key in shown]
+        await keys.create(records)
+        assert {record.id async for record in keys.all()} == {record.id for record in records}
+        assert min(int(node.ask("DBSIZE")) for node in cluster.masters) > 0
+        async with engine(store, served) as following:
+            await until(lambda: following.following)
+            for key in shown:
+                assert isinstance(await look_up(following, served, key), HeldKey)
+            await keys.replace(records[0], msgspec.structs.replace(records[0], status="revoked"))
+            await until(lambda: served.known.get(records[0].id) is None)
+            served.known.used[records[0].id] = 7_000_000
+            await following.write_uses()
+        assert await keys.last_used([record.id for record in records]) == {records[0].id: 7}
 
 
 async def test_records_are_made_changed_listed_and_removed(store: RedisStore) -> None:
