@@ -74,11 +74,13 @@ def believe(
         if name is None:
             return Rejected(_INVALID, f"{'.'.join(path)} is not a string of 1 to {NAME_CHARS_MAX} characters")
         names.append(name)
-    client = claims.get("client_id", claims.get("azp"))
+    client = claims.get("azp") if claims.get("client_id") is None else claims["client_id"]
+    if client is not None and not isinstance(client, str):
+        return Rejected(_INVALID, "client_id, or azp without it, is not a string")
     return Principal(
         issuer.name,
         subject,
-        client if isinstance(client, str) else "",
+        client or "",
         scopes,
         roles,
         claims,
@@ -170,7 +172,7 @@ def _audience_fault(claims: dict[str, Json], issuer: IssuerPolicy) -> Rejected |
     audience = written if isinstance(written, list) else [written]
     if not audience or not all(isinstance(item, str) for item in audience):
         return Rejected(_INVALID, "aud is neither a string nor a non-empty array of strings")
-    names = frozenset(cast("list[str]", audience))
+    names = cast("list[str]", audience)
     if issuer.loose_audience:
         matches = not frozenset(map(_loose, issuer.audiences)).isdisjoint(map(_loose, names))
     else:

@@ -66,7 +66,7 @@ ROWS: dict[str, tuple[str, DenyReason | None, DenyReason | None, DenyReason | No
         f"no {name}": (KEY.token(good_claims(**{name: None}), header(**AT)), None, CLAIM, None)
         for name in ("client_id", "iat", "jti")
     },
-    "client_id a number": (KEY.token(good_claims(client_id=7), header(**AT)), None, CLAIM, None),
+    "client_id a number": (KEY.token(good_claims(client_id=7), header(**AT)), CLAIM, CLAIM, CLAIM),
     "client_id empty": (KEY.token(good_claims(client_id=""), header(**AT)), None, CLAIM, None),
     # what no profile relaxes
     "header crit": (KEY.token(header=header(crit=["x"], x=1, **AT)), HEADER, HEADER, HEADER),

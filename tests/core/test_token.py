@@ -215,12 +215,23 @@ def test_scopes_and_roles_come_from_where_the_policy_says() -> None:
     assert principal.roles == {"site admin"}
 
 
-@pytest.mark.parametrize(("claims", "client"), [({"client_id": None, "azp": "x"}, "x"), ({"client_id": 1}, "")])
-def test_the_client_is_a_string_or_nothing(claims: dict[str, Any], client: str) -> None:
-    """`client_id`, else `azp`."""
+@pytest.mark.parametrize(
+    ("claims", "client"),
+    [({"azp": "x"}, "web"), ({"client_id": None, "azp": "x"}, "x"), ({"client_id": None}, ""), ({"client_id": ""}, "")],
+)
+def test_the_client_is_named_by_one_of_two_claims(claims: dict[str, Any], client: str) -> None:
+    """`client_id`, else `azp`, else nobody."""
     principal = judge(KEY.token(good_claims(**claims)))
     assert isinstance(principal, Principal)
     assert principal.client == client
+
+
+@pytest.mark.parametrize("claims", [{"client_id": 1}, {"client_id": ["web"]}, {"client_id": None, "azp": {"x": 1}}])
+def test_a_client_of_another_type_is_refused(claims: dict[str, Any]) -> None:
+    """It is not taken for no client."""
+    outcome = judge(KEY.token(good_claims(**claims)))
+    assert isinstance(outcome, Rejected)
+    assert outcome.reason is R.TOKEN_CLAIM_INVALID
 
 
 @pytest.mark.parametrize(
