@@ -15,7 +15,8 @@ from sidecar.edges.admin import Component
 from sidecar.edges.failed_authentications import FailedAuthentications
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Sample
-from sidecar.edges.revocation_route import PATH, revocation_route
+from sidecar.edges.revocation_paths import PATH
+from sidecar.edges.revocation_route import revocation_route
 from sidecar.edges.revocation_store import RevocationStore
 from sidecar.edges.revocations import RevocationEngine
 from sidecar.policy.revocation_terms import Terms

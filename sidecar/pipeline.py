@@ -85,7 +85,7 @@ def begin(
     if not rule.anonymous:
         suspects = guard.suspects
         wait_us = suspects.wait_us(request.source_address, now_us) if suspects.active else 0
-        if wait_us:
+        if wait_us and not findings:  # what was asked for is paid for
             findings = KNOWN_ALONE
         composition = rule.composition
         if composition is None:

@@ -11,6 +11,7 @@ import pytest
 from sidecar import pipeline
 from sidecar.core.authn import Composition
 from sidecar.core.decision import Decision, DenyReason
+from sidecar.core.dpop import NeedFirstUse
 from sidecar.core.guard import Guard
 from sidecar.core.keys import KeySet, parse_jwks
 from sidecar.core.methods import NOTHING_FOUND
@@ -203,14 +204,23 @@ def test_a_suspect_is_believed_by_what_is_known_alone(deciding: Deciding) -> Non
 
 
 def test_nothing_is_asked_for_a_suspect(deciding: Deciding) -> None:
-    """Not even where the answer has come by now: its source has become a suspect meanwhile."""
+    """Unless it was asked for before its source became one: what has come of it counts."""
     asking = composed(deciding, Method(Lookup()))
     assert isinstance(asking.step(None), Lookup)
     asking.suspect()
     assert asking.decide(None).reason is DenyReason.AUTHENTICATIONS_FAILED_TOO_OFTEN
     asking.findings = {"lookup": _principal("partners", "api_key", "k1")}
-    assert asking.decide(None).reason is DenyReason.AUTHENTICATIONS_FAILED_TOO_OFTEN
-    assert isinstance(asking.decide(None, source="192.0.2.8").principal, Principal)
+    assert isinstance(asking.decide(None).principal, Principal)
+
+
+def test_a_suspects_bound_token_is_known_too(deciding: Deciding) -> None:
+    """The proof is new with each request: its first use is noted, and then the caller is believed."""
+    need = NeedFirstUse("proof", b"digest", 1_000, True)
+    bound = composed(deciding, Method(need))
+    bound.suspect()
+    assert bound.step(None) is need
+    bound.findings = {"proof": _principal("main", "token")}
+    assert isinstance(bound.decide(None).principal, Principal)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             path = directory / f"{name}.policy"
             paths.append(path)
             values = {"directory": directory, "name": name, "admin": port, "redis": valkey.url}
-            path.write_text(POLICY.format(issuer=ISSUER, audience=AUDIENCE, **values))
+            text = POLICY.format(issuer=ISSUER, audience=AUDIENCE, **values)
+            path.write_text(text.replace("server: {", f"server: {{workers: {1 if name == 'b' else 2}, "))
             process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", "--config", str(path)])
             stack.callback(_stop, process)
         wait_until(lambda: all((directory / f"{name}.sock").exists() for name in "ab"), "both listen")
@@ -116,7 +117,10 @@ def _ready(port: int) -> bool:
     try:
         connection.request("GET", "/readyz")
         answer = json.loads(connection.getresponse().read())
-        return bool(answer["ready"] and answer["components"]["revocations"]["subscribed"])
+        parts = answer["components"]
+        each = [part.get("components", {}) for name, part in parts.items() if name.startswith("worker-")] or [parts]
+        found = [part.get("revocations", {}).get("subscribed", False) for part in each]
+        return bool(answer["ready"] and all(found))
     except (TimeoutError, OSError):
         return False
     finally:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
+from sidecar.core.dpop import NeedFirstUse
 
 if TYPE_CHECKING:
     from sidecar.core.methods import Findings, Need
@@ -45,6 +46,8 @@ FAILED: Final = frozenset(
         DenyReason.TOKEN_SIGNATURE_INVALID,
         DenyReason.TOKEN_CLAIM_INVALID,
         DenyReason.TOKEN_INACTIVE,
+        DenyReason.DPOP_PROOF_INVALID,
+        DenyReason.DPOP_PROOF_REPLAYED,
         DenyReason.API_KEY_MALFORMED,
         DenyReason.API_KEY_INVALID,
     }
@@ -113,8 +116,12 @@ def source_of(address: str) -> str:
 
 
 def is_answered_as_usual(found: Need | Rejected) -> bool:
-    """Whether a suspect is told the same as anybody: that no credential, or more than one, was shown."""
-    return isinstance(found, Rejected) and found.reason in _NOT_SHOWN
+    """Whether it goes on for a suspect as for anybody.
+
+    So it does where no credential, or more than one, was shown; and where a token that is known came with a good DPoP
+    proof, of which only its first use is left to be noted.
+    """
+    return isinstance(found, NeedFirstUse) or (isinstance(found, Rejected) and found.reason in _NOT_SHOWN)
 
 
 TOO_OFTEN: Final = Rejected(

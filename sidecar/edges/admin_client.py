@@ -14,6 +14,9 @@ ANSWER_TIMEOUT_S: Final = 1.0
 """A process whose loop does not turn for so long is as good as gone."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 READ_BYTES: Final = 256 * 1024
+POSTED_TIMEOUT_S: Final = 3.0
+
+_HEADERS: Final = (("Host", "sidecar"), ("Connection", "close"))
 
 
 class AdminSilentError(Exception):
@@ -26,14 +29,30 @@ async def get(address: Address, target: str) -> tuple[int, bytes]:
     Raises:
         AdminSilentError: There is no answer within `ANSWER_TIMEOUT_S`, or it is not HTTP, or too large.
     """
+    return await _ask(address, h11.Request(method="GET", target=target, headers=_HEADERS), b"")
+
+
+async def post(address: Address, target: str, body: bytes, authorization: str) -> tuple[int, bytes]:
+    """Status and body of a POST, whose answer may take a worker as long as Redis may.
+
+    Raises:
+        AdminSilentError: As `get`.
+    """
+    headers = [*_HEADERS, ("Content-Length", str(len(body))), ("Authorization", authorization)]
+    return await _ask(address, h11.Request(method="POST", target=target, headers=headers), body, POSTED_TIMEOUT_S)
+
+
+async def _ask(
+    address: Address, request: h11.Request, body: bytes, timeout_s: float = ANSWER_TIMEOUT_S
+) -> tuple[int, bytes]:
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             if isinstance(address, UnixAddress):
                 reader, writer = await asyncio.open_unix_connection(address.path)
             else:
                 reader, writer = await asyncio.open_connection(address.host, address.port)
             try:
-                return await _exchange(reader, writer, target)
+                return await _exchange(reader, writer, request, body)
             finally:
                 writer.close()
     except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
@@ -55,10 +74,12 @@ async def get_json(address: Address, target: str) -> Any:
         raise AdminSilentError(f"{target} does not answer with JSON") from None
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> tuple[int, bytes]:
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: h11.Request, sent: bytes
+) -> tuple[int, bytes]:
     http = h11.Connection(h11.CLIENT)
-    request = h11.Request(method="GET", target=target, headers=[("Host", "sidecar"), ("Connection", "close")])
-    writer.write((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    events = (request, h11.Data(data=sent), h11.EndOfMessage()) if sent else (request, h11.EndOfMessage())
+    writer.write(b"".join(http.send(event) or b"" for event in events))
     status, body = 0, bytearray()
     while True:
         event = http.next_event()

@@ -11,14 +11,13 @@ import msgspec
 from sidecar.core.revocation import Kind, Revocation
 from sidecar.edges.admin import Answer, PostRoute, json_answer
 from sidecar.edges.limit_changes import ChangesError
+from sidecar.edges.revocation_paths import BODY_BYTES_MAX
 from sidecar.policy.revocation_terms import TermError, Terms
 
 if TYPE_CHECKING:
     from sidecar.core.secret import Secret
     from sidecar.edges.revocation_store import RevocationStore
 
-PATH: Final = "/revocations"
-BODY_BYTES_MAX: Final = 4 * 1024
 LISTED_MAX: Final = 10_000
 """Entries in one answer; the command lists all of them."""
 

@@ -13,14 +13,16 @@ from typing import Any, Final
 
 import msgspec
 
-from sidecar.edges.admin import Answer, Component, Route, json_answer, live_route, ready_answer
-from sidecar.edges.admin_client import AdminSilentError, get, get_json
+from sidecar.edges.admin import Answer, Component, PostRoute, Route, json_answer, live_route, ready_answer
+from sidecar.edges.admin_client import AdminSilentError, get, get_json, post
 from sidecar.edges.hot_keys_route import TOP_PATH, merged_hot_keys
 from sidecar.edges.internal_tokens import JWKS_PATH, jwks_answer
 from sidecar.edges.issuers_route import ISSUERS_PATH
 from sidecar.edges.log import get_log
 from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
 from sidecar.edges.metrics_table import ROWS, Kind, Merge
+from sidecar.edges.revocation_paths import BODY_BYTES_MAX
+from sidecar.edges.revocation_paths import PATH as REVOCATIONS_PATH
 from sidecar.transport.service import UnixAddress
 
 RETIRED_SERIES_MAX: Final = 20_000
@@ -76,7 +78,7 @@ class WorkerScrape:
         self._own = own
         self._retired: Sequence[Sample] = ()
 
-    def routes(self) -> dict[str, Route]:
+    def routes(self) -> dict[str, Route | PostRoute]:
         """The routes of the supervisor's admin listener."""
         return {
             "/livez": live_route(),
@@ -86,6 +88,7 @@ class WorkerScrape:
             TOP_PATH: self._hot_keys,
             ISSUERS_PATH: self._issuers,
             JWKS_PATH: self._jwks,
+            REVOCATIONS_PATH: PostRoute(self._revoke, BODY_BYTES_MAX),
         }
 
     def retire(self, worker: WorkerView) -> None:
@@ -146,6 +149,14 @@ class WorkerScrape:
         """The keys of whichever worker answers: all read the same files."""
         answer = await self._first_answer(JWKS_PATH)
         return jwks_answer(msgspec.json.decode(answer.body)) if answer.status == 200 else answer
+
+    async def _revoke(self, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Done by whichever worker answers, for all of them; where none of them takes orders, it says so."""
+        for worker in self._workers:
+            with contextlib.suppress(AdminSilentError):
+                authorization = headers.get("authorization", "")
+                return Answer(*await post(UnixAddress(worker.socket_path), REVOCATIONS_PATH, body, authorization))
+        return json_answer({"error": "no worker answers"}, 503)
 
     async def _first_answer(self, path: str) -> Answer:
         for worker in self._workers:
