@@ -137,6 +137,7 @@ def test_workers_share_one_port_and_one_scrape(start):
     assert parent.metric("sidecar_workers", state="running") == {None: 2}
     assert parent.get("/livez")[0] == 200
     assert json.loads(parent.get("/policy")[1]) == {"generation": 1}
+    assert json.loads(parent.get("/issuers")[1]) == {"issuers": {}}
     status, body = parent.get("/readyz")
     assert (status, set(json.loads(body)["components"])) == (200, {"worker-0", "worker-1"})
     assert len(list(parent.temporary.iterdir())) == 1

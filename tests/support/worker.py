@@ -67,6 +67,7 @@ async def main():
         "/livez": live_route(),
         "/readyz": ready_route(lambda: {"stand-in": Component(is_ready, {"pid": os.getpid()})}),
         "/policy": json_route(lambda: {"generation": 1}),
+        "/issuers": json_route(lambda: {"issuers": {}}),
         SAMPLES_PATH: samples_route(metrics),
     }
     admin = AdminServer(routes)
