@@ -68,6 +68,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "introspection-secret").write_text("opensesame\n")
     (directory / "secrets").mkdir(exist_ok=True)
     (directory / "secrets" / "pepper").write_text("1: " + "b25l" * 11)
+    (directory / "secrets" / "dpop-nonce").write_text("n" * 43)
     (directory / "keys").mkdir(exist_ok=True)
     (directory / "keys" / "partners.yaml").write_text("keys: []")
     shutil.copy(make_certificates(directory).ca, directory / "cluster-ca.crt")

@@ -143,6 +143,7 @@ def test_a_client_is_told_the_nonce_and_succeeds_with_it(world: World) -> None:
     passed = world.second.ask(check("/orders", f"DPoP {credential}", proved(credential, nonce=nonce)))
     assert said(passed) == ""
     assert "dpop-nonce" not in headers(passed)
+    assert {"authorization", "dpop"} <= set(passed.ok_response.headers_to_remove)
 
 
 def test_a_proof_is_good_once_on_all_sidecars(world: World) -> None:

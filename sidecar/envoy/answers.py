@@ -121,9 +121,11 @@ class _RuleParts:
             names.add(rule.token_header)
         gone = rule.removed
         remove = [*rule.identity_headers, *(name.replace("-", "_") for name in sorted(names)), _FORGEABLE]
-        remove += [twin for name in gone.headers for twin in (name, name.replace("-", "_"))]
+        by_proof = any(scheme.name == "DPoP" for scheme in rule.challenge_schemes)
+        gone_headers = (*gone.headers, "dpop") if by_proof and "authorization" in gone.headers else gone.headers
+        remove += [twin for name in gone_headers for twin in (name, name.replace("-", "_"))]
         self.anonymous = rule.anonymous
-        self.identity = names.union(rule.identity_headers, gone.headers)
+        self.identity = names.union(rule.identity_headers, gone_headers)
         self.cookies, self.parameters = gone.cookies, gone.parameters
         self.removals = b"".join(_removal(name) for name in dict.fromkeys(remove) if name not in names)
         upstream = [_UpstreamHeader(wire.header_name(name), _removal(name), it) for name, it in rule.upstream_headers]
