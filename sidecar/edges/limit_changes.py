@@ -59,6 +59,10 @@ class ChangesError(Exception):
     """Redis could not be asked, or refused; the text says what, and holds no secret."""
 
 
+class UnreachableError(ChangesError):
+    """There is no connection to Redis, which its own event in the log says already."""
+
+
 class Commands(Protocol):
     """Sends any command; what a store of any topology can do."""
 
@@ -109,7 +113,8 @@ async def ask(commands: Commands, *parts: bytes, key: bytes) -> Any:
     commands.command(key, parts, ASK_TIMEOUT_S, done)
     answer = await reply
     if isinstance(answer, StoreFailure):
-        raise ChangesError(f"Redis did not answer {parts[0].decode()}: {answer.value}")
+        kind = UnreachableError if answer is StoreFailure.UNREACHABLE else ChangesError
+        raise kind(f"Redis did not answer {parts[0].decode()}: {answer.value}")
     if isinstance(answer, hiredis.ReplyError):
         raise ChangesError(f"Redis refused {parts[0].decode()}: {answer}")
     return answer
@@ -224,7 +229,8 @@ class ChangesFollower:
         changes: Where to read.
         overrides: Kept as they are in Redis.
         forget: Called with storage keys of which nothing may be remembered any more, or None: of any.
-        report: Called with the reason when the changes cannot be followed, and with "" when they can again.
+        report: Called with the reason when the changes cannot be followed though Redis is connected, and with "" when
+            they can.
         now_us: The clock, microseconds since the epoch.
     """
 
@@ -270,6 +276,8 @@ class ChangesFollower:
             try:
                 await self._poll()
                 self._say("")
+            except UnreachableError:
+                self._last_news = None
             except ChangesError as error:
                 self._last_news = None
                 self._say(str(error))

@@ -61,7 +61,7 @@ async def running_store(store: AnyStore) -> AsyncIterator[AnyStore]:
     """Any store, started and connected to all of its servers."""
     store.start()
     try:
-        await until(lambda: bool(store.nodes) and all(node.connection.connected for node in store.nodes))
+        await until(lambda: store.connected)
         yield store
     finally:
         await store.close()
