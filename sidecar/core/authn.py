@@ -413,5 +413,7 @@ def _every_shown(composition: Composition, request: RequestContext) -> _Shown | 
 def _together(proved: tuple[Principal, ...]) -> Principal:
     """The first, who knows of the others by a claim; kept, so that what is kept of a caller is found again."""
     first, *others = proved
-    facts: dict[str, Json] = {each.method: {**each.claims, "iss": each.issuer, "sub": each.subject} for each in others}
+    facts: dict[str, Json] = {}
+    for each in others:
+        facts.setdefault(each.method, {**each.claims, "iss": each.issuer, "sub": each.subject})
     return replace(first, claims={**first.claims, OTHER_CREDENTIALS: facts})

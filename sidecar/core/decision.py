@@ -153,7 +153,7 @@ def _rows() -> dict[DenyReason, ReasonRow]:
         r.REQUEST_MALFORMED: request(400, "The request is not well-formed."),
         r.PATH_AMBIGUOUS: request(400, "The path can be read in more than one way."),
         r.NO_RULE: request(403, "Nothing here is open to this request.", 7),
-        r.CREDENTIAL_MISSING: ReasonRow(401, 16, bare, "Authentication required", "A bearer token is required."),
+        r.CREDENTIAL_MISSING: ReasonRow(401, 16, bare, "Authentication required", "A credential is required."),
         r.CREDENTIAL_REPEATED: ReasonRow(400, 3, bad_request, "Bad request", "More than one credential was sent."),
         r.CREDENTIAL_MALFORMED: ReasonRow(400, 3, bad_request, "Bad request", "The credential is not well-formed."),
         r.TOKEN_MALFORMED: token("The token is not well-formed."),

@@ -101,9 +101,10 @@ class AuthenticateCompiler:
         shapes = self._check_places((*where, key), credentials or [], every=every)
         built = [self._part(each, shape) for each, shape in zip(credentials or [], shapes, strict=True)]
         parts = [part for part in built if part is not None]
-        if step_up is not None and not any(each.chosen[0] in _SHAPES for each in credentials or []):
+        asked = (credentials or [])[: 1 if every else None]
+        if step_up is not None and not any(each.chosen[0] in _SHAPES for each in asked):
             message = "none of the credentials says how the caller was authenticated"
-            self.validated.fault((*where, "step_up"), message, "token or opaque_token among them")
+            self.validated.fault((*where, "step_up"), message, "token or opaque_token; in all_of as the first")
         if len(self.validated.faults) != known or len(parts) != len(built):
             return NOBODY
         return self._composed(parts, every=every, step_up=step_up, tenant=tenant)

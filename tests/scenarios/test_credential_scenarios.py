@@ -273,9 +273,11 @@ async def test_the_tier_decides_on_the_plan(it: Deciding) -> None:
     """A plan is found by what is known of every caller, whatever proved it."""
     for plan, allowed in (("gold", 3), (None, 1)):
         credential = token(plan=plan, sub=f"of {plan}")
-        answers = [await it.ask(check_request("/tiered", credential)) for _ in range(4)]
+        headers = [("authorization", f"Bearer {credential}"), ("cookie", "a=1; session=x")]
+        answers = [await it.ask(check_request("/tiered?access_token=x&b=1", headers=headers)) for _ in range(4)]
         assert [answer.status.code == 0 for answer in answers].count(True) == allowed
         assert answers[0].dynamic_metadata["tenant"] == "acme"
+        assert {"cookie": "a=1", ":path": "/tiered?b=1"}.items() <= told(answers[0]).items()  # also after it waited
 
 
 async def test_a_need_that_comes_twice_is_a_fault_of_ours(policy: Policy) -> None:
