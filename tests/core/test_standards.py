@@ -13,9 +13,11 @@ import pytest
 from sidecar.core import base64url
 from sidecar.core import token as tokens
 from sidecar.core.decision import DenyReason
+from sidecar.core.dpop import DpopPolicy, NeedFirstUse, prove
 from sidecar.core.issuer import ALGORITHMS
 from sidecar.core.keys import KeySet, KeySetError, parse_jwk, parse_jwks
 from sidecar.core.token import Rejected
+from tests.support.proofs import bound_request
 from tests.support.tokens import b64, issuer_policy, jwks, make_key
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors/standards.json").read_text())
@@ -85,6 +87,20 @@ def test_symmetric_signatures_are_refused(example: dict[str, Any]) -> None:
     assert judge(example["jws"], keys) in {R.TOKEN_ALGORITHM_REFUSED, R.TOKEN_MALFORMED}
 
 
+@examples("hmac")
+def test_symmetric_signatures_are_verified_where_a_file_declares_the_secret(example: dict[str, Any]) -> None:
+    """As a key of one algorithm, and of no other; without the declared algorithm it is no key."""
+    signature, content = parts(example["jws"])
+    keys = parse_jwks(jwks({"kty": "oct", "k": example["k"], "alg": "HS256"}), symmetric=True)
+    key = keys.find(None, "HS256")
+    assert key is not None
+    assert key.verify(signature, content)
+    assert not key.verify(signature[:-1] + bytes([signature[-1] ^ 1]), content)
+    assert keys.find(None, "HS512") is None
+    with pytest.raises(KeySetError, match="alg"):
+        parse_jwks(jwks({"kty": "oct", "k": example["k"]}), symmetric=True)
+
+
 @examples("refused")
 def test_what_the_standards_describe_and_nobody_should_accept(example: dict[str, Any]) -> None:
     """Unsecured, symmetric, encrypted, unencoded, critical and unknown: each refused for its fault."""
@@ -117,3 +133,15 @@ def test_proofs_are_signed_with_the_key_they_bring_along(example: dict[str, Any]
     assert claims.items() >= {name: example[name] for name in ("htm", "htu", "iat", "jti")}.items()
     if "access_token" in example:
         assert claims["ath"] == b64(hashlib.sha256(example["access_token"].encode()).digest())
+
+
+def test_the_request_of_figure_12_is_proved_once_its_proof_is_known_to_be_new() -> None:
+    """RFC 9449 section 7.1: the resource, the access token and the key as they are printed; a second later as well."""
+    example = next(each for each in VECTORS["dpop"] if "access_token" in each)
+    dpop = DpopPolicy(algorithms=frozenset({"ES256"}), origin="https://resource.example.org")
+    token, thumbprint = example["access_token"], base64url.decode(VECTORS["dpop_thumbprint"].encode())
+    request = bound_request(token, example["proof"], path="/protectedresource")
+    for later_s, method, proved in ((0, "GET", True), (1, "GET", True), (0, "POST", False), (3600, "GET", False)):
+        request.method = method
+        found = prove(token, thumbprint, dpop, request, {}, (example["iat"] + later_s) * 1_000_000)
+        assert isinstance(found, NeedFirstUse if proved else Rejected)
