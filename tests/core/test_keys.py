@@ -252,7 +252,8 @@ def test_what_is_kept_of_a_document_is_what_is_used() -> None:
 def test_limits_of_a_policy(more: int) -> None:
     """N keys and N bytes are read, one more is not."""
     body = jwks(GOOD, *[make_key("ES256", kid=f"k{number}") for number in range(1 + more)])
-    for limits in ({"keys_max": 2}, {"bytes_max": len(body) - more}):
+    each: list[dict[str, Any]] = [{"keys_max": 2}, {"bytes_max": len(body) - more}]
+    for limits in each:
         if more:
             with pytest.raises(KeySetError):
                 parse_jwks(body, **limits)
@@ -426,6 +427,17 @@ def test_any_bytes_are_a_set_or_refused(body: bytes) -> None:
 _INTEGERS = st.integers(-(10**20), 10**20)  # more digits than 32 are no strict JSON, and refused with the whole set
 _VALUES = st.none() | st.booleans() | _INTEGERS | st.text(max_size=8) | st.lists(st.text(max_size=4), max_size=2)
 _MEMBERS = ["kty", "kid", "use", "key_ops", "alg", "n", "e", "crv", "x", "y"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([*_MEMBERS, "k"]), _VALUES, max_size=3))
+def test_any_changed_secret_is_used_or_dropped(changes: dict[str, Any]) -> None:
+    """The same of declared secrets; and in a public set none of them is ever used."""
+    keys = parse_jwks(jwks(OCT | {"kid": "good"}, OCT | changes), symmetric=True)
+    assert keys.count + len(keys.dropped) == 2
+    assert {alg for _, alg in keys.listed} <= {"HS256", "HS384", "HS512"}
+    public = parse_jwks(jwks(GOOD, OCT | changes))
+    assert not {alg for _, alg in public.listed} & {"HS256", "HS384", "HS512"}
 
 
 @settings(max_examples=300, deadline=None)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sidecar.core import token as tokens
 from sidecar.core.claims import NAME_CHARS_MAX, valid_within_us
@@ -104,6 +106,28 @@ def test_profiles_rule_by_rule(name: str, number: int) -> None:
     """The table of docs/tokens.md: what a profile relaxes or adds, and what none of them does."""
     text, *expected = ROWS[name]
     assert verdict(text, in_profile([STRICT, RFC9068, COMPAT][number])) is expected[number]
+
+
+_ANY = st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.lists(st.text(max_size=4), max_size=2)
+_CHANGES = st.dictionaries(
+    st.sampled_from(["iss", "aud", "sub", "exp", "iat", "nbf", "jti", "client_id", "azp", "nonce", "at_hash", "scope"]),
+    _ANY,
+    max_size=3,
+)
+_HEADERS = st.dictionaries(st.sampled_from(["kid", "cty", "jku", "jwk", "x5u", "x5c", "crit", "b64"]), _ANY, max_size=2)
+_TYPES = st.sampled_from([..., "JWT", "at+jwt", "application/at+jwt", "dpop+jwt", ""])
+
+
+@settings(max_examples=300, deadline=None)
+@given(_CHANGES, _HEADERS, _TYPES)
+def test_a_stricter_profile_accepts_nothing_more(claims: dict[str, Any], others: dict[str, Any], typ: Any) -> None:
+    """Whatever is signed: what rfc9068 believes strict believes, and what strict believes compat believes, alike."""
+    text = KEY.token(good_claims() | claims, header(typ=typ, **others))
+    outcomes = [judge(text, in_profile(profile)) for profile in (RFC9068, STRICT, COMPAT)]
+    believed = [each.subject if isinstance(each, Principal) else None for each in outcomes]
+    assert all(isinstance(each, Principal | Rejected | NeedKey) for each in outcomes)
+    assert believed[0] in {None, believed[1]}
+    assert believed[1] in {None, believed[2]}
 
 
 def test_the_default_is_strict() -> None:
