@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import subprocess
 import sys
@@ -36,6 +37,22 @@ limits:
   ghost: {rate: 0/minute, key: {constant: x}, shadow: true}
 rules:
   - {name: open, match: {path: {prefix: /open}}, anonymous: true, limits: [all, ghost]}
+  - name: proved
+    match: {path: {prefix: /proved}}
+    authenticate:
+      any_of:
+        - token: {issuers: [main]}
+        - opaque_token: {introspection: far}
+        - api_key: {keyrings: [ours, kept]}
+api_keys: {ours: {prefix: k, pepper_file: pepper, file: keys.yaml}, kept: {prefix: r, pepper_file: pepper}}
+introspection:
+  far:
+    url: "http://127.0.0.1:1/"
+    insecure_http: true
+    audiences: [a]
+    client: {basic: {id: me, secret_file: secret}}
+revocation: {}
+abuse: {failed_authentications: {rate: 5/minute}}
 ratelimit: {directory: ratelimit}
 audit: {destination: {file: audit.log}}
 """
@@ -46,17 +63,27 @@ def admin(tmp_path: Path) -> Iterator[str]:
     """The admin listener of a sidecar in a process of its own, which has answered one call of each kind."""
     port = free_port()
     (tmp_path / "jwks.json").write_bytes(jwks(make_key("RS256").jwk))
+    (tmp_path / "pepper").write_text(f"1: {base64.b64encode(bytes(32)).decode()}\n")
+    (tmp_path / "keys.yaml").write_text("keys: []\n")
+    (tmp_path / "secret").write_text("secret\n")
     (tmp_path / "ratelimit").mkdir()
     limit = "descriptors: [{key: k, rate_limit: {unit: hour, requests_per_unit: 5}}]"
     (tmp_path / "ratelimit" / "d.yaml").write_text(f"domain: d\n{limit}\n")
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY.replace("PORT", str(port)).replace("grpc.sock", str(tmp_path / "grpc.sock")))
-    process = subprocess.Popen([sys.executable, "-m", "sidecar", "serve", "--config", str(policy)])
+    sidecar = [sys.executable, "-m", "sidecar"]
+    create = [*sidecar, "keys", "create", "--config", str(policy), "--keyring", "ours", "--owner", "me"]
+    key = subprocess.run(create, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    process = subprocess.Popen([*sidecar, "serve", "--config", str(policy)])
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: (tmp_path / "grpc.sock").exists() and _answers(f"{url}/readyz"), "the sidecar is ready")
         with grpc.insecure_channel(f"unix:{tmp_path / 'grpc.sock'}") as channel:
-            for path, message in ((CHECK, check_request("/open/a")), (SHOULD_RATE_LIMIT, _rate_limit_request())):
+            for path, message in (
+                (CHECK, check_request("/open/a")),
+                (CHECK, check_request("/proved", headers=[("x-api-key", key)])),
+                (SHOULD_RATE_LIMIT, _rate_limit_request()),
+            ):
                 channel.unary_unary(path)(message, timeout=5)
         yield url
     finally:
