@@ -69,6 +69,7 @@ class KnownKeys:
         entries_max: Records.
         ttl_us: How long one is fresh.
         stale_us: How old one may be used while nobody can be asked.
+        notes_uses: Whether uses can be written down.
 
     Attributes:
         proofs: By `key_digest`: at most two a record, gone with it.
@@ -79,7 +80,14 @@ class KnownKeys:
         touch: Called with the id of a key that was used: others are pushed out first.
     """
 
-    def __init__(self, entries_max: int = ENTRIES_MAX, ttl_us: int = 10_000_000, stale_us: int = 300_000_000) -> None:
+    def __init__(
+        self,
+        entries_max: int = ENTRIES_MAX,
+        ttl_us: int = 10_000_000,
+        stale_us: int = 300_000_000,
+        *,
+        notes_uses: bool = True,
+    ) -> None:
         self.proofs: dict[bytes, Proof] = {}
         self.counts: dict[str, int] = {}
         self.accepted = 0
@@ -94,6 +102,7 @@ class KnownKeys:
         self._entries_max = entries_max
         self._ttl_us = ttl_us
         self._stale_us = stale_us
+        self._first_note_us = 0 if notes_uses else FOREVER_US
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -117,6 +126,7 @@ class KnownKeys:
             self._entries.move_to_end(key_id)
             return entry
         new = Entry(held, now_us, now_us + self._ttl_us)
+        new.note_use_us = self._first_note_us
         if entry is not None:
             new.note_use_us = entry.note_use_us
             self.forget(key_id)

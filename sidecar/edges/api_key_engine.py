@@ -245,6 +245,7 @@ class ApiKeyEngine:
     async def _follow(self) -> None:
         last: bytes | None = None
         while True:
+            await asyncio.sleep(POLL_S)
             try:
                 if self._keyrings:
                     last = await self._poll(last)
@@ -256,7 +257,6 @@ class ApiKeyEngine:
             except Exception as bug:  # noqa: BLE001 - what is in Redis there must not end the following
                 last, self.following = None, False
                 self._say(f"what is kept in Redis of changed keys cannot be read: {type(bug).__name__}")
-            await asyncio.sleep(POLL_S)
 
     async def _poll(self, last: bytes | None) -> bytes:
         """Take the news since `last`; None: begin anew."""

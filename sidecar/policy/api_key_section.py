@@ -140,7 +140,7 @@ def _compile(
     if peppers is None or (records is None and written.file is not None):
         return None
     if records is not None:
-        known = KnownKeys(written.cache_entries_max, FOREVER_US, 0)
+        known = KnownKeys(written.cache_entries_max, FOREVER_US, 0, notes_uses=False)
         _check_versions(validated, (*where, "pepper_file"), records, peppers)
     else:
         ttl_us, stale_us = durations.parse(written.cache_ttl), durations.parse(written.stale_max)

@@ -359,10 +359,11 @@ def test_a_reload_with_less_room_forgets() -> None:
 def test_a_file_needs_no_look_up() -> None:
     """All of its keys are there, and stay fresh."""
     key = new_key()
-    ring = keyring(KnownKeys(10, 2**63, 0), records={id_of(key): held(key)})
+    ring = keyring(KnownKeys(10, 2**63, 0, notes_uses=False), records={id_of(key): held(key)})
     assert reason(prove(ring, key)) is None
     assert reason(prove(ring, key, now_us=NOW_US + 80 * 86_400 * SECOND_US)) is None
     assert reason(prove(ring, new_key())) is DenyReason.API_KEY_INVALID
+    assert ring.known.used == {}
 
 
 def test_foreign_keys_are_found_by_their_digest() -> None:
