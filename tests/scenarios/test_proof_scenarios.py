@@ -20,7 +20,7 @@ from sidecar.core.dpop import NeedFirstUse
 from sidecar.core.guard import Guard
 from sidecar.core.revocation import Kind, Revocation, Revocations
 from sidecar.core.suspects import Suspects
-from tests.support.api_keys import PEPPERS, new_key, record_of
+from tests.support.api_keys import PEPPERS, id_of, new_key, record_of
 from tests.support.certificates import issue
 from tests.support.deciding import check_request, compiled, deciding, token
 from tests.support.proofs import jkt, proof
@@ -52,6 +52,11 @@ api_keys:
 certificates:
   mesh: {{source: xfcc, trust_domains: [mesh.example]}}
 dpop: {{origin: "{ORIGIN}"}}
+limits:
+  by-key:
+    rate: 1/day
+    key: {{principal: key_id}}
+    plans: {{by: {{principal: tier}}, rates: {{gold: 3/day}}}}
 upstream: {{headers: {{x-user-id: {{claim: sub}}}}}}
 rules:
   - {{name: token, match: {{path: {{prefix: /token}}}}, authenticate: {{issuers: [main]}}}}
@@ -59,6 +64,11 @@ rules:
     match: {{path: {{prefix: /dpop}}}}
     authenticate: {{any_of: [{{token: {{issuers: [main], in: {{header: authorization, scheme: DPoP}}}}}}]}}
   - {{name: key, match: {{path: {{prefix: /key}}}}, authenticate: {{any_of: [{{api_key: {{keyrings: [partners]}}}}]}}}}
+  - name: tiered
+    match: {{path: {{prefix: /tiered}}}}
+    authenticate: {{any_of: [{{api_key: {{keyrings: [partners]}}}}]}}
+    authorize: {{scope: "orders:read"}}
+    limits: [by-key]
   - {{name: mesh, match: {{path: {{prefix: /mesh}}}}, authenticate: {{any_of: [{{certificate: {{trust: mesh}}}}]}}}}
   - name: mixed
     match: {{path: {{prefix: /mixed}}}}
@@ -81,11 +91,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 
 NOW = datetime.now(UTC)
-GOOD, LATER, OVER, GONE, ELSEWHERE, AWAY, UNKNOWN = (new_key() for _ in range(7))
+GOOD, LATER, OVER, GONE, ELSEWHERE, AWAY, UNKNOWN, GOLD, PLAIN = (new_key() for _ in range(9))
 RECORDS = {
     record.id: record
     for record in (
         record_of(GOOD, created_at=NOW, expires_at=None),
+        record_of(GOLD, created_at=NOW, expires_at=None, tier="gold", tenant="acme", scopes=("orders:read",)),
+        record_of(PLAIN, created_at=NOW, expires_at=None, scopes=("orders:read",)),
         record_of(LATER, created_at=NOW, not_before=NOW + timedelta(hours=1)),
         record_of(OVER, created_at=NOW - timedelta(days=2), expires_at=NOW - timedelta(hours=1)),
         record_of(GONE, created_at=NOW, status="revoked", revoked_at=NOW),
@@ -276,6 +288,18 @@ async def test_a_proof_is_used_once(world: World) -> None:
     assert (await world.service.ask(message)).status.code == 0
     await world.service.ask(message)
     assert world.service.events[-1].decision.reason is R.DPOP_PROOF_REPLAYED
+
+
+async def test_limits_and_scopes_come_from_the_key(world: World) -> None:
+    """A key's tier is its plan, and its scopes are what it may; the upstream and Envoy are told of it."""
+    for key, allowed in ((GOLD, 3), (PLAIN, 1), (GOOD, 0)):
+        answers = [await world.service.ask(check_request("/tiered", headers=api_key(key))) for _ in range(4)]
+        assert [answer.status.code == 0 for answer in answers].count(True) == allowed
+        reason = R.LIMIT_EXCEEDED if allowed else R.SCOPE_INSUFFICIENT
+        assert world.service.events[-1].decision.reason is reason
+        metadata = answers[0].dynamic_metadata
+        assert (metadata["method"], metadata["key_id"]) == ("api_key", id_of(key))
+        assert ("tier" in metadata, "tenant" in metadata) == (key == GOLD, key == GOLD)
 
 
 async def test_challenges_are_those_of_what_is_accepted(world: World) -> None:
