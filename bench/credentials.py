@@ -63,7 +63,7 @@ API_KEYS_ONLY = {"any_of": [{"api_key": {"keyrings": ["partners"]}}]}
 
 COLD_EACH = 20
 """One in so many requests of the mixed traffic shows a token for the first time: 95 % are warm."""
-HOT_TOKENS = 8_000
+HOT_TOKENS = 5_000
 """Callers who come again; less than the cache holds, as it is for a working set that fits."""
 MIXED_TOKENS = 100_000
 MIXED_REQUESTS_EACH = 4
