@@ -29,7 +29,7 @@ async def get(address: Address, target: str) -> tuple[int, bytes]:
     Raises:
         AdminSilentError: There is no answer within `ANSWER_TIMEOUT_S`, or it is not HTTP, or too large.
     """
-    return await _ask(address, h11.Request(method="GET", target=target, headers=_HEADERS), b"")
+    return await _ask(address, h11.Request(method="GET", target=target, headers=[*_HEADERS]), b"")
 
 
 async def post(address: Address, target: str, body: bytes, authorization: str) -> tuple[int, bytes]:

@@ -61,7 +61,7 @@ def revocation_route(secret: Secret, store: RevocationStore, terms: Callable[[],
 
 async def _done(order: Order, store: RevocationStore, terms: Terms) -> dict[str, Any]:
     if order.action == "list":
-        found = []
+        found: list[Any] = []
         async for stored in store.entries():
             if len(found) == LISTED_MAX:
                 return {"revocations": found, "more": True}
