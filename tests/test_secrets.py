@@ -250,7 +250,13 @@ def show_opaque_tokens(it: Confidant) -> None:
 
 def revoke(it: Confidant) -> None:
     """What commands of the operator's say."""
-    it.run("revoke", "list", "--config", "policy.yaml")
+    config = ("--config", "policy.yaml")
+    it.run("revoke", "token", *config, "--issuer", "main", "--jti", "7f1c-revoked", "--note", "leaked")
+    it.run("revoke", "list", *config)
+    revoked = token(KEY, sub="frank", jti="7f1c-revoked")
+    it.secrets |= secrets_of_token(revoked, "a revoked token")
+    shown = check_request("/cookie", headers=[("cookie", f"session={revoked}")])
+    wait_until(lambda: it.ask(shown).status.code != 0, "the revocation is known")
 
 
 def show_elsewhere(it: Confidant) -> None:
