@@ -83,10 +83,6 @@ redis.call('ZREM', KEYS[2], ARGV[4])
 advance('undo', '0', '0', ARGV[4])
 return 1
 """
-_TELL: Final = f"""{_ADVANCE}
-advance('tell', '0', '0', ARGV[4])
-return 1
-"""
 
 
 class Change(NamedTuple):
@@ -94,14 +90,14 @@ class Change(NamedTuple):
 
     Attributes:
         previous: The revision that it was made on; b"" for the first one.
-        operation: `revoke`, `undo` or `tell`.
-        topic: Of an entry its kind; of what is told, what it is about.
+        operation: `revoke` or `undo`.
+        kind: Of the entry; text, since another version may have others.
     """
 
     previous: bytes
     revision: bytes
     operation: str
-    topic: str
+    kind: str
     issuer: str
     name: str
     before_us: int
@@ -177,14 +173,6 @@ class RevocationStore:
         """
         return bool(await self._eval(_UNDO, _field(kind, issuer, name)))
 
-    async def tell(self, topic: str, issuer: str, name: str) -> None:
-        """Tell all sidecars that something has changed which they may hold on to, such as an API key's record.
-
-        Raises:
-            ChangesError: Redis did not answer.
-        """
-        await self._eval(_TELL, _field(topic, issuer, name))
-
     async def changes(self, after: bytes) -> list[Change] | None:
         """The changes made after a revision, at most `LOG_READ_MAX`; None where the log does not tell.
 
@@ -252,8 +240,8 @@ def read_change(text: bytes) -> Change | None:
     return Change(previous, revision, operation.decode("ascii", "replace"), *named, int(before), int(until))
 
 
-def _field(topic: str, issuer: str, name: str) -> bytes:
-    return msgspec.json.encode((str(topic), issuer, name))
+def _field(kind: Kind, issuer: str, name: str) -> bytes:
+    return msgspec.json.encode((kind.value, issuer, name))
 
 
 def _read_field(field: bytes) -> tuple[str, str, str] | None:

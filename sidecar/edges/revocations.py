@@ -18,8 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from sidecar.core.limits import US_PER_S
 from sidecar.core.revocation import Kind, Revocation, Revocations
@@ -30,6 +29,8 @@ from sidecar.edges.redis_topology import named_stores
 from sidecar.edges.revocation_store import Change, RevocationStore, incarnation_of, number_of, read_change
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sidecar.edges.redis_endpoint import RedisEndpoint
     from sidecar.edges.redis_topology import TopologyStore
 
@@ -39,9 +40,6 @@ LOAD_WAIT_S: Final = 0.5
 """How long a starting sidecar waits for the set before it serves: it must serve within a second."""
 READY_WAIT_S: Final = 5.0
 """How long it is not ready for want of the set, where the policy accepts what cannot be known."""
-
-OnChange: TypeAlias = Callable[[str | None, str | None], None]
-"""Called with what a change names, an issuer and a name; with None twice: anything of the topic may have changed."""
 
 
 class RevocationEngine:
@@ -88,7 +86,6 @@ class RevocationEngine:
             on_disconnected=lambda _reason: None,  # the store says so, and the metric
             on_push=self._pushed,
         )
-        self._subscribers: dict[str, list[OnChange]] = {}
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._loaded = asyncio.Event()
@@ -109,13 +106,6 @@ class RevocationEngine:
         self.silent_total = 0
         if deny_unknown:
             revocations.known_until_us = 0
-
-    def subscribe(self, topic: str, callback: OnChange) -> None:
-        """Call `callback` for each change of a topic: a `Kind`, or whatever `RevocationStore.tell` is told with.
-
-        With (None, None) after changes may have been missed: nothing of the topic may be held on to. It must not raise.
-        """
-        self._subscribers.setdefault(topic, []).append(callback)
 
     def start(self) -> None:
         """Begin, in the background."""
@@ -275,9 +265,6 @@ class RevocationEngine:
                 stored.add(each)
         self._revocations.become(stored)
         self._known, self._heard_number, self._unheard_number = revision, 0, 0
-        for callbacks in self._subscribers.values():
-            for callback in callbacks:
-                callback(None, None)
         for each in lost:
             await self.commands.revoke(each, "put back by a sidecar")
             self.restored_total += 1
@@ -287,14 +274,12 @@ class RevocationEngine:
 
     def _apply(self, change: Change) -> None:
         """Keep the set as the change says. What an operation of another version means is for that version to know."""
-        if change.topic in _KINDS and change.operation in _CHANGING:
-            kind = Kind(change.topic)
+        if change.kind in _KINDS and change.operation in _CHANGING:
+            kind = Kind(change.kind)
             if change.operation == "undo":
                 self._revocations.remove(kind, change.issuer, change.name)
             else:
                 self._revocations.add(Revocation(kind, change.issuer, change.name, change.before_us, change.until_us))
-        for callback in self._subscribers.get(change.topic, ()):
-            callback(change.issuer, change.name)
 
     def _say(self, reason: str) -> None:
         if reason != self._reason:

@@ -45,7 +45,6 @@ class Sidecar:
     offset_us: int = 0
     revocations: Revocations = field(default_factory=Revocations)
     reports: list[str] = field(default_factory=list)
-    told: list[tuple[str | None, str | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.engine = RevocationEngine(
@@ -57,7 +56,6 @@ class Sidecar:
             report=self.reports.append,
             now_us=self.now_us,
         )
-        self.engine.subscribe("api_key", lambda issuer, name: self.told.append((issuer, name)))
 
     def now_us(self) -> int:
         return time.time_ns() // 1000 + self.offset_us
@@ -246,15 +244,6 @@ async def test_entries_are_bounded(valkey: EmbeddedValkey) -> None:
 def _ended(sidecar: Sidecar, name: str) -> bool:
     found = sidecar.revocations.get(Kind.TOKEN, "main", name)
     return found is not None and found.until_us <= sidecar.now_us()
-
-
-async def test_what_is_told_reaches_whoever_asked_for_it(pair: tuple[Sidecar, Sidecar]) -> None:
-    """A push for caches of others: by name, and with (None, None) where anything may have been missed."""
-    one, two = pair
-    assert two.told[:1] == [] or two.told == [(None, None)]
-    await one.engine.commands.tell("api_key", "partners", "k1")
-    await until(lambda: ("partners", "k1") in two.told and ("partners", "k1") in one.told)
-    assert len(two.revocations) == 0
 
 
 async def test_known_entries_stay_in_force_while_redis_is_away(own_valkey: EmbeddedValkey) -> None:
