@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import signal
 import sys
 import time
@@ -18,32 +17,21 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from sidecar.authenticating import Authenticating
 from sidecar.check import CHECK, CheckService
-from sidecar.core.api_keys import NeedApiKey
-from sidecar.core.dpop import NeedFirstUse
-from sidecar.core.introspection import NeedIntrospection
 from sidecar.core.limits import US_PER_S
-from sidecar.core.overrides import Overrides
-from sidecar.core.token_cache import TokenCache
+from sidecar.counting import Counting
 from sidecar.edges import metric_sources
 from sidecar.edges.admin import AdminServer, Component, PostRoute, Route, json_route, live_route, ready_route
-from sidecar.edges.api_key_engine import ApiKeyEngine
 from sidecar.edges.audit_sink import AuditSink
 from sidecar.edges.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
 from sidecar.edges.file_watch import FileWatcher, Signature, signatures
 from sidecar.edges.hot_keys_route import TOP_PATH, hot_keys_route
 from sidecar.edges.internal_tokens import JWKS_PATH, InternalTokenSigner, jwks_route
-from sidecar.edges.introspection import IntrospectionEngine
 from sidecar.edges.issuers_route import ISSUERS_PATH, issuers_route
-from sidecar.edges.jwks import JwksEngine
-from sidecar.edges.limit_changes import ChangesFollower, LimitChanges
-from sidecar.edges.limiter import Limiter, monotonic_us
-from sidecar.edges.local_store import LocalStore
+from sidecar.edges.limiter import monotonic_us
 from sidecar.edges.log import configure_log, get_log
-from sidecar.edges.metrics import LatencyHistogram, Metrics, Sample
-from sidecar.edges.redis_store import RedisStore
-from sidecar.edges.redis_topology import TopologyStore, build_store
-from sidecar.edges.replay_store import ReplayStore
+from sidecar.edges.metrics import Metrics, Sample
 from sidecar.edges.worker_scrape import SAMPLES_PATH, metrics_route, samples_route
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT, RateLimitEvent, RateLimitService
 from sidecar.guarding import Guarding
@@ -60,7 +48,6 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from sidecar.core.audit import DecisionEvent
-    from sidecar.core.limits import LimitStore
     from sidecar.edges.ads import AdsClient
     from sidecar.hang_up import EarlyHangUps
     from sidecar.policy.settings import Settings
@@ -163,21 +150,13 @@ class App:
         self.resources: tuple[Source, ...] | None = None
         self.holder = PolicyHolder(config, document, load_policy=load_policy or self._load)
         self.xds: AdsClient | None = None
-        self.cache = TokenCache()
-        self.jwks = JwksEngine(document.policy.issuers.values(), self._jwks_event)
-        self.introspection = IntrospectionEngine(document.policy.introspection.values(), _introspection_event)
         self.internal_tokens = InternalTokenSigner(document.policy.internal_tokens)
-        self.redis_latency = LatencyHistogram()
-        self.local = LocalStore(share=self.settings.local_share)
         self.health = HealthService()
         self.metrics = Metrics(self.settings.engine)
         self.audit: AuditSink | None = None
-        self.store: TopologyStore
-        self.limiter: Limiter
-        self.replays: ReplayStore
-        self.follower: ChangesFollower
+        self.counting: Counting
+        self.authenticating: Authenticating
         self.guarding: Guarding
-        self.api_keys: ApiKeyEngine
         self.server: Server
         self._config = config
         self._known = known
@@ -213,10 +192,7 @@ class App:
             lock_path = self._role.output_lock if self._role is not None else None
             self.audit = AuditSink(loop, path, claims=self.holder.policy.audit_claims, lock_path=lock_path)
             stack.push_async_callback(self.audit.close, AUDIT_CLOSE_TIMEOUT_S)
-        self._start_limits(stack)
-        self.jwks.start()
-        stack.push_async_callback(self.jwks.stop)
-        stack.push_async_callback(self.introspection.stop)
+        self._start_parts(stack)
         self.holder.subscribe(self._policy_replaced)
         _warn(self.holder.policy.ratelimit.warnings)
 
@@ -242,50 +218,15 @@ class App:
         gc.freeze()  # modules and policy stay: walking them stalls the loop by 34 ms a full collection
         _log.info("serving", addresses=[str(a) for a in addresses], admin=str(admin_address), engine=settings.engine)
 
-    def _start_limits(self, stack: AsyncExitStack) -> None:
-        """The store, what stands in front of it, and what is heard of changes."""
+    def _start_parts(self, stack: AsyncExitStack) -> None:
+        """What counts, what authenticates, and what guards that; all there before any of it starts."""
         settings = self.settings
-        self.store = _redis_store(
-            settings, self._redis_socket, observe_latency=self._redis_answered, on_connection=self._redis_changed
-        )
-        if settings.redis is not None:
-            self.store.start()
-            stack.push_async_callback(self.store.close)
-        overrides = Overrides()
-        changes = LimitChanges(self.store, settings.redis.key_prefix if settings.redis is not None else "")
-        self.follower = ChangesFollower(changes, overrides, forget=self._forget, report=_report_changes, now_us=_now_us)
-        wait_s = settings.redis.timeout_s if settings.redis is not None else 0.0
-        prefix = settings.redis.key_prefix if settings.redis is not None else ""
-        self.replays = ReplayStore(self.store if settings.redis is not None else None, prefix, wait_s)
-        self.limiter = Limiter(self.store, self.local, overrides=overrides, on_freed=self.follower.freed, wait_s=wait_s)
-        self.store.on_denied = self.limiter.denied
-        if not isinstance(self.store, RedisStore):
-            self.store.refund = self.limiter.charge
-        self.limiter.start()
-        stack.push_async_callback(self.limiter.close)
-        if settings.redis is not None:
-            self.follower.start()
-            stack.push_async_callback(self.follower.close)
-        self._start_api_keys(stack)
-        self.guarding = Guarding(settings, self.store, self.limiter, self._counts_locally(), self._tell_health)
-        self.guarding.start()
-        stack.push_async_callback(self.guarding.close)
-
-    def _start_api_keys(self, stack: AsyncExitStack) -> None:
-        redis = self.settings.redis
-        self.api_keys = ApiKeyEngine(
-            self.store,
-            redis.key_prefix if redis is not None else "",
-            self.holder.policy.keyrings.values(),
-            in_redis=redis is not None,
-            report=_report_api_keys,
-            timeout_s=redis.timeout_s if redis is not None else 0.0,
-        )
-        self.api_keys.start()
-        stack.push_async_callback(self.api_keys.close)
-
-    def _forget(self, storage_keys: set[bytes] | None) -> None:
-        self.limiter.forget(storage_keys)
+        self.counting = counting = Counting(settings, self._redis_socket, self._tell_health)
+        self.authenticating = Authenticating(self.holder.policy, settings, counting.store, self._tell_health)
+        self.guarding = Guarding(settings, counting.store, counting.limiter, counting.local, self._tell_health)
+        for part in (self.counting, self.authenticating, self.guarding):
+            part.start()
+            stack.push_async_callback(part.close)
 
     def _load(self, generation: int) -> CompiledDocument:
         return load(self._config, generation, self.resources)
@@ -341,20 +282,16 @@ class App:
         settings = self.settings
         check = CheckService(
             policy=lambda: self.holder.policy,
-            cache=self.cache,
-            jwks=self.jwks,
-            store=self.limiter,
-            local=self._counts_locally(),
+            cache=self.authenticating.cache,
+            jwks=self.authenticating.jwks,
+            store=self.counting.limiter,
+            local=self.counting.local,
             on_events=self._decided,
             on_bug=_report_bug,
             soon=asyncio.get_running_loop().call_soon,
             guard=self.guarding.guard,
             token_for=self.internal_tokens.token_for,
-            engines={
-                NeedApiKey: self.api_keys.ensure,
-                NeedIntrospection: self.introspection.ask,
-                NeedFirstUse: self.replays.ensure,
-            },
+            engines=self.authenticating.engines,
         )
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
@@ -362,13 +299,9 @@ class App:
         settings = self.settings
         prefix = settings.redis.key_prefix if settings.redis else "sidecar"
         ratelimit = RateLimitService(
-            lambda: self.holder.policy, self.limiter, self._counts_locally(), prefix, self._ratelimit_answered
+            lambda: self.holder.policy, self.counting.limiter, self.counting.local, prefix, self._ratelimit_answered
         )
         return {SHOULD_RATE_LIMIT: UnaryMethod(handler=ratelimit.handle, answer_within_s=settings.check_timeout_s)}
-
-    def _counts_locally(self) -> LimitStore:
-        """Who counts in this process; without Redis there is nobody to hand over to."""
-        return self.limiter.local if self.settings.redis is not None else self.local
 
     def _build_server(self) -> Server:
         settings, role = self.settings, self._role
@@ -389,9 +322,9 @@ class App:
             "/metrics": metrics_route(self._samples),
             SAMPLES_PATH: samples_route(self.metrics),
             "/policy": json_route(lambda: masked(self.holder.document)),
-            TOP_PATH: hot_keys_route(lambda: self.limiter.hot_keys, monotonic_us),
+            TOP_PATH: hot_keys_route(lambda: self.counting.limiter.hot_keys, monotonic_us),
             **self.guarding.routes(lambda: self.holder.document),
-            ISSUERS_PATH: issuers_route(self.jwks),
+            ISSUERS_PATH: issuers_route(self.authenticating.jwks),
             JWKS_PATH: jwks_route(self.internal_tokens, _now_us),
         }
 
@@ -399,35 +332,16 @@ class App:
         return self.metrics.samples()
 
     def _components(self) -> dict[str, Component]:
-        now = asyncio.get_running_loop().time()
-        issuers = {
-            state.issuer.name: {
-                "required": state.issuer.required,
-                "keys": state.key_count,
-                "age_s": None if math.isnan(state.age_s(now)) else round(state.age_s(now), 1),
-                "last_error": state.last_error,
-            }
-            for state in self.jwks.states.values()
-        }
         return {
             "server": Component(self._serving, {"connections": self.server.connections}),
             "policy": Component(True, self.holder.detail()),
-            "issuers": Component(self.jwks.ready, issuers),
-            # not part of readiness: on_failure says what happens
-            "introspection": Component(True, self.introspection.detail(now)),
-            # nor here: keys that are remembered work on, others are refused with 503
-            "api_keys": Component(True, self.api_keys.detail()),
+            **self.authenticating.components(asyncio.get_running_loop().time()),
             **({"xds": Component(self.resources is not None, self.xds.detail())} if self.xds is not None else {}),
             # not part of readiness: the policy says what happens while Redis is down
-            "redis": Component(True, self._redis_detail()),
+            "redis": Component(True, self.counting.detail()),
             **self.guarding.components(),
             "internal_tokens": Component(True, self.internal_tokens.detail(_now_us())),
         }
-
-    def _redis_detail(self) -> dict[str, object]:
-        if self.settings.redis is None:
-            return {"used": False}
-        return self.store.detail()
 
     def _watched(self) -> list[str]:
         directory = self.holder.document.settings.ratelimit_directory
@@ -451,10 +365,8 @@ class App:
             _log.error("reload_failed", exc_info=bug)
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
-        self.jwks.replace(document.policy.issuers.values())
-        self.introspection.replace(document.policy.introspection.values())
+        self.authenticating.replace(document.policy)
         self.internal_tokens.replace(document.policy.internal_tokens, _now_us())
-        self.api_keys.replace(document.policy.keyrings.values())
         rules = document.policy.rules.rules
         self.metrics.decisions.keep_rules([rule.name for rule in rules])
         self.metrics.decisions.keep_limits({binding.limit.name for rule in rules for binding in rule.limits})
@@ -464,14 +376,9 @@ class App:
         if self.audit is not None:
             self.audit.claims = document.policy.audit_claims
 
-    def _jwks_event(self, name: str, fields: Mapping[str, object]) -> None:
-        level = {"jwks_changed": _log.info, "jwks_key_exposed": _log.error}.get(name, _log.warning)
-        level(name, **fields)
-        self._tell_health()
-
     def _tell_health(self) -> None:
         for name in HEALTH_NAMES:
-            self.health.set(name, self._serving and self.jwks.ready and self.guarding.ready)
+            self.health.set(name, self._serving and self.authenticating.jwks.ready and self.guarding.ready)
 
     def _decided(self, events: Sequence[DecisionEvent]) -> None:
         self.metrics.decisions.observe(*events)
@@ -482,26 +389,11 @@ class App:
     def _ratelimit_answered(self, event: RateLimitEvent) -> None:
         self.metrics.ratelimit.observe(event.domain, event.answer, int(event.latency_s * US_PER_S))
 
-    def _redis_answered(self, seconds: float) -> None:
-        self.redis_latency.observe(int(seconds * US_PER_S))
-
-    def _redis_changed(self, reason: str) -> None:
-        """Connected, where `reason` is empty; else the connection is lost, or was not to be had."""
-        _report_redis(reason)
-        if not reason:
-            self.limiter.handover.hurry()
-
     def _add_metric_sources(self) -> None:
         sources = [
-            metric_sources.token_cache(self.cache),
-            metric_sources.jwks(self.jwks),
-            metric_sources.introspection(self.introspection),
+            *self.counting.sources(),
+            *self.authenticating.sources(),
             metric_sources.internal_tokens(self.internal_tokens, _now_us),
-            metric_sources.redis(self.store, self.redis_latency),
-            metric_sources.local_store(self.local),
-            metric_sources.limiter(self.limiter),
-            metric_sources.api_keys(self.api_keys),
-            metric_sources.proofs(self.replays),
             metric_sources.ratelimit(lambda: self.holder.policy),
             metric_sources.server(self.server),
             metric_sources.policy(self.holder),
@@ -524,34 +416,6 @@ def _engine(settings: Settings) -> type[Http2Server | GrpcioServer]:
     from sidecar.transport.http2 import Http2Server  # noqa: PLC0415
 
     return Http2Server
-
-
-def _redis_store(settings: Settings, embedded_socket: str, **hooks: Callable[..., None]) -> TopologyStore:
-    try:
-        return build_store(settings.redis, embedded_socket, **hooks)
-    except ValueError as error:
-        raise OSError(error) from None
-
-
-def _report_redis(reason: str) -> None:
-    if reason:
-        _log.warning("redis_unreachable", reason=reason)
-    else:
-        _log.info("redis_connected")
-
-
-def _report_changes(reason: str) -> None:
-    if reason:
-        _log.warning("limit_changes_not_followed", reason=reason)
-
-
-def _introspection_event(name: str, fields: Mapping[str, object]) -> None:
-    (_log.info if name == "introspection_recovered" else _log.warning)(name, **fields)
-
-
-def _report_api_keys(reason: str) -> None:
-    if reason:
-        _log.warning("api_key_changes_not_followed", reason=reason)
 
 
 def _now_us() -> int:

@@ -93,6 +93,18 @@ class JwksEngine:
         """Whether each required issuer has had keys."""
         return all(state.epoch > 0 for state in self._states.values() if state.issuer.required)
 
+    def detail(self, now: float) -> dict[str, object]:
+        """For /readyz, by the issuer's name; `now` is the loop's clock."""
+        return {
+            state.issuer.name: {
+                "required": state.issuer.required,
+                "keys": state.key_count,
+                "age_s": None if math.isnan(state.age_s(now)) else round(state.age_s(now), 1),
+                "last_error": state.last_error,
+            }
+            for state in self._states.values()
+        }
+
     def keys(self, issuer: IssuerPolicy) -> KeySet | None:
         """The issuer's current keys; None before the first fetch, and when the last good ones are too old."""
         state = self._states.get(issuer.issuer)

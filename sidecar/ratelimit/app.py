@@ -89,7 +89,6 @@ class RateLimitApp(App):
         self._reference: ReferenceSettings = loaded.reference
         self._config_file = config
         self._variables_set = variables_set
-        self._was_connected = False
         self._configured = asyncio.Event()
         self._should_rate_limit: UnaryMethod
 
@@ -153,14 +152,9 @@ class RateLimitApp(App):
     def _healthy(self) -> bool:
         """As the reference: Redis was reached, a domain is configured where that is asked for, and no end is near."""
         reference = self._reference
-        redis = self.store.connected if reference.healthy_with_redis else self._was_connected
+        redis = self.counting.store.connected if reference.healthy_with_redis else self.counting.was_connected
         configured = bool(self.holder.policy.ratelimit.domains) or not reference.healthy_with_config
         return self._serving and redis and configured
-
-    def _redis_changed(self, reason: str) -> None:
-        super()._redis_changed(reason)
-        self._was_connected = self._was_connected or not reason
-        self._tell_health()
 
     def _policy_replaced(self, document: CompiledDocument) -> None:
         super()._policy_replaced(document)
