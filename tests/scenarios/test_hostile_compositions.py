@@ -184,16 +184,14 @@ GOOD_ONES: dict[str, tuple[str, Callable[[], Headers]]] = {
 }
 
 
-def replayed() -> Headers:
-    """The very proof of every earlier call."""
-    return [*bearer(BOUND, "DPoP"), ("dpop", _USED)]
+def used(jti: str = "used") -> str:
+    """A good proof, made now: it is believed for a minute only."""
+    return proof(BOUND, now_s=now_s(), url=f"{ORIGIN}/token", jti=jti)
 
-
-_USED = proof(BOUND, now_s=now_s(), url=f"{ORIGIN}/token", jti="used")
 
 PROOFS: dict[str, tuple[Callable[[], Headers], DenyReason]] = {
     "9449 4.3.1: no proof": (lambda: bearer(BOUND, "DPoP"), R.DPOP_PROOF_MISSING),
-    "9449 4.3.1: two proofs": (lambda: [*proved()[:1], ("dpop", f"{_USED},{_USED}")], R.DPOP_PROOF_INVALID),
+    "9449 4.3.1: two proofs": (lambda: [*proved()[:1], ("dpop", f"{used()},{used()}")], R.DPOP_PROOF_INVALID),
     "9449 4.3.2: no token": (lambda: [*bearer(BOUND, "DPoP"), ("dpop", "x")], R.DPOP_PROOF_INVALID),
     "9449 4.3.3: no jti": (lambda: proved(jti=None), R.DPOP_PROOF_INVALID),
     "9449 4.3.3: jti too long": (lambda: proved(jti="j" * 257), R.DPOP_PROOF_INVALID),
@@ -328,7 +326,8 @@ async def test_hostile_credentials_of_each_kind(
 
 async def test_a_proof_serves_once(every: Everything) -> None:
     """The same proof again is refused (RFC 9449 section 11.1)."""
-    codes = [(await every.it.ask(check_request("/token", headers=replayed()))).status.code for _ in range(3)]
+    headers = [*bearer(BOUND, "DPoP"), ("dpop", used())]
+    codes = [(await every.it.ask(check_request("/token", headers=headers))).status.code for _ in range(3)]
     assert codes[0] == 0
     assert 0 not in codes[1:]
 

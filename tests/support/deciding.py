@@ -91,7 +91,7 @@ def compiled(directory: Path, text: str = POLICY, generation: int = 1, keys: Seq
 def token(key: SigningKey = KEY, *, header: dict[str, Any] | None = None, **changes: Any) -> str:
     """A good token as of now, with changes; None removes a claim."""
     now_s = int(time.time())
-    dates = {"exp": now_s + 600, "iat": now_s - 10}
+    dates = {"exp": now_s + 3600, "iat": now_s - 10}
     whole = {"alg": key.alg, "typ": "JWT", "kid": key.kid} | (header or {})
     return key.token(header=whole, **(dates | changes))
 
