@@ -266,7 +266,6 @@ class RedisConnection:
         locator: Which server.
         script_sha: What EVALSHA calls it by.
         endpoint: The server that was last connected to; None before.
-        connects_total: How often a connection became usable.
         last_error: Why it is not connected, for the operator; "" while it is. Holds no secret.
     """
 
@@ -294,7 +293,6 @@ class RedisConnection:
         self._supervisor: asyncio.Task[None] | None = None
         self.script_sha = hashlib.sha1(self._script, usedforsecurity=False).hexdigest().encode()
         self.endpoint: RedisEndpoint | None = None
-        self.connects_total = 0
         self.last_error = "not connected yet"
 
     @property
@@ -402,7 +400,6 @@ class RedisConnection:
                 await _connect(loop, link, endpoint)
                 await self._greet(loop, link, endpoint)
             self._link = link
-            self.connects_total += 1
             self.last_error = ""
             self._on_connected()
             await asyncio.shield(link.closed)

@@ -41,7 +41,6 @@ class SentinelMaster:
         on_switch: Called when another server than the one last located has become master.
 
     Attributes:
-        switches_total: How often that was.
         last_error: Why the master could not be found last; "" when it could.
     """
 
@@ -72,7 +71,6 @@ class SentinelMaster:
         self._located: tuple[str, int] | None = None
         self._epoch = 0
         self._epoch_at = 0.0
-        self.switches_total = 0
         self.last_error = "not asked yet"
 
     def start(self) -> None:
@@ -160,7 +158,6 @@ class SentinelMaster:
                 continue
             if now != before and self._located == before:
                 self._located = now
-                self.switches_total += 1
                 self._on_switch()
 
 

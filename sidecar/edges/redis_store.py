@@ -150,21 +150,6 @@ class RedisStore:
         self.counts = counts or RedisCounts()
 
     @property
-    def failures(self) -> dict[StoreFailure, int]:
-        """How often each failure was reported."""
-        return self.counts.failures
-
-    @property
-    def script_reloads_total(self) -> int:
-        """How often Redis had forgotten the script."""
-        return self.counts.script_reloads
-
-    @property
-    def last_error_reply(self) -> str:
-        """The last error that Redis answered with, for the operator."""
-        return self.counts.last_error_reply
-
-    @property
     def nodes(self) -> tuple[RedisStore, ...]:
         """All servers of this store."""
         return (self,)
@@ -176,7 +161,7 @@ class RedisStore:
 
     def detail(self) -> dict[str, object]:
         """For /readyz; holds no secret."""
-        return {"topology": "single", **self.node_detail(), "last_error_reply": self.last_error_reply}
+        return {"topology": "single", **self.node_detail(), "last_error_reply": self.counts.last_error_reply}
 
     def node_detail(self) -> dict[str, object]:
         """How this server is, as one of several; holds no secret."""

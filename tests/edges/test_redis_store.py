@@ -79,7 +79,7 @@ async def test_commands_in_flight_are_bounded(endpoint):
         answers = await asyncio.gather(*(ask(store, PLENTY) for _ in range(11)))
         assert [isinstance(answer, Verdict) for answer in answers] == [True] * 10 + [False]
         assert answers[10] is StoreFailure.OVERLOADED
-        assert store.failures[StoreFailure.OVERLOADED] == 1
+        assert store.counts.failures[StoreFailure.OVERLOADED] == 1
 
 
 async def test_latency_is_observed(endpoint):
@@ -98,7 +98,7 @@ async def test_a_flushed_script_is_sent_again(endpoint, valkey_admin):
         valkey_admin.script_flush()
         answers = await asyncio.gather(*(ask(store, PLENTY) for _ in range(500)))
         assert sorted(answer.outcomes[0].used for answer in answers) == list(range(2, 502))
-        assert store.script_reloads_total == 1
+        assert store.counts.script_reloads == 1
 
 
 async def test_error_replies_are_failures(endpoint, valkey_admin):
@@ -106,7 +106,7 @@ async def test_error_replies_are_failures(endpoint, valkey_admin):
     valkey_admin.rpush(PLENTY.storage_key, b"x")
     async with redis_store(endpoint, breaker=Breaker(failures_max=1)) as store:
         assert await ask(store, PLENTY) is StoreFailure.ERROR_REPLY
-        assert "WRONGTYPE" in store.last_error_reply
+        assert "WRONGTYPE" in store.counts.last_error_reply
         assert store.breaker.state is BreakerState.CLOSED
 
 
@@ -117,7 +117,7 @@ async def test_a_server_that_became_a_replica_is_left(own_valkey, own_endpoint):
             await verdict(store, PLENTY)
             admin.replicaof("127.0.0.1", "1")
             assert await ask(store, PLENTY) is StoreFailure.ERROR_REPLY
-            await until(lambda: store.connection.connects_total == 2)
+            await until(lambda: store.counts.connects == 2)
             admin.replicaof("NO", "ONE")
         await until_answered(store, PLENTY)
 
@@ -213,12 +213,12 @@ async def test_a_slow_server_times_out_and_late_replies_are_discarded(proxy):
         proxy.frozen = True
         answers = await asyncio.gather(*(ask(store, PLENTY) for _ in range(20)))
         assert answers == [StoreFailure.TIMEOUT] * 20
-        assert store.failures[StoreFailure.TIMEOUT] == 20
+        assert store.counts.failures[StoreFailure.TIMEOUT] == 20
         assert store.connection.in_flight == 20
         proxy.frozen = False
         await until(lambda: store.connection.in_flight == 0)
         assert (await verdict(store, PLENTY)).outcomes[0].used == 21
-        assert store.connection.connects_total == 1
+        assert store.counts.connects == 1
 
 
 async def test_the_callers_deadline_counts(proxy):
@@ -241,7 +241,7 @@ async def test_a_silent_server_is_given_up(proxy):
         assert store.connection.in_flight == 0
         proxy.mute = False
         await until_answered(store, PLENTY)
-        assert store.connection.connects_total == 2
+        assert store.counts.connects == 2
 
 
 async def test_connects_and_losses_are_told_once(proxy):

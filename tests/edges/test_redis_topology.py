@@ -126,9 +126,9 @@ async def test_a_rotated_password_is_used_without_a_restart(valkey, valkey_admin
         await until_answered(store, PLENTY)
         for broken in ("", "a\nb", "x" * 5_000):
             file.write_text(broken)
-            connects = store.connection.connects_total
+            connects = store.counts.connects
             store.connection.drop()
-            await until(lambda connects=connects: store.connection.connects_total > connects)
+            await until(lambda connects=connects: store.counts.connects > connects)
         assert "second" not in repr(store.connection.endpoint) + str(store.detail())
 
 
