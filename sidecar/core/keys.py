@@ -7,22 +7,28 @@ was not made for. Keys that fall short are left out of the set, each with its re
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sidecar.core import base64url
 from sidecar.core.issuer import ALGORITHMS, JWKS_BYTES_MAX, KEYS_MAX, SYMMETRIC
 from sidecar.core.strict_json import JsonError, read_object
+from sidecar.core.verifiers import (
+    CURVES,
+    RSA_HASHES,
+    Verify,
+    ecdsa_verifier,
+    eddsa_verifier,
+    hmac_verifier,
+    rsa_verifier,
+)
 
 if TYPE_CHECKING:
     from sidecar.core.principal import Json
@@ -38,9 +44,6 @@ RSA_BITS_MAX = 8192
 RSA_EXPONENT_BITS_MAX = 64
 
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
-
-Verify: TypeAlias = Callable[[bytes, bytes], bool]
-"""From signature and signing input to whether they belong together. Never raises."""
 
 
 class KeySetError(ValueError):
@@ -294,15 +297,15 @@ def _read_rsa(jwk: Mapping[str, Json]) -> _Read:
         key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except (ValueError, UnsupportedAlgorithm):
         raise _UnusableKeyError("is not an RSA key") from None
-    verifiers = {name: _rsa_verifier(key, name) for name in _RSA_HASHES}
+    verifiers = {name: rsa_verifier(key, name) for name in RSA_HASHES}
     return verifiers, _thumbprint({"e": _text(jwk, "e"), "kty": "RSA", "n": _text(jwk, "n")})
 
 
 def _read_ec(jwk: Mapping[str, Json]) -> _Read:
     crv = _text(jwk, "crv")
-    curve = _CURVES.get(crv)
+    curve = CURVES.get(crv)
     if curve is None:
-        raise _UnusableKeyError(f"crv is not one of {', '.join(_CURVES)}")
+        raise _UnusableKeyError(f"crv is not one of {', '.join(CURVES)}")
     x, y = _bytes(jwk, "x"), _bytes(jwk, "y")
     if not len(x) == len(y) == curve.coordinate_bytes:
         raise _UnusableKeyError(f"x and y are not {curve.coordinate_bytes} bytes long")
@@ -312,7 +315,7 @@ def _read_ec(jwk: Mapping[str, Json]) -> _Read:
     except (ValueError, UnsupportedAlgorithm):
         raise _UnusableKeyError("the point is not on its curve") from None
     thumbprint = _thumbprint({"crv": crv, "kty": "EC", "x": _text(jwk, "x"), "y": _text(jwk, "y")})
-    return {curve.algorithm: _ecdsa_verifier(key, curve)}, thumbprint
+    return {curve.algorithm: ecdsa_verifier(key, curve)}, thumbprint
 
 
 def _read_okp(jwk: Mapping[str, Json]) -> _Read:
@@ -327,7 +330,7 @@ def _read_okp(jwk: Mapping[str, Json]) -> _Read:
         key = Ed25519PublicKey.from_public_bytes(x)
     except (ValueError, UnsupportedAlgorithm):
         raise _UnusableKeyError("is not an Ed25519 key") from None
-    verify = _eddsa_verifier(key)
+    verify = eddsa_verifier(key)
     thumbprint = _thumbprint({"crv": "Ed25519", "kty": "OKP", "x": _text(jwk, "x")})
     return {"EdDSA": verify, "Ed25519": verify}, thumbprint
 
@@ -341,7 +344,7 @@ def _read_oct(jwk: Mapping[str, Json]) -> _Read:
     secret = _bytes(jwk, "k")
     if len(secret) < length_min:
         raise _UnusableKeyError(f"k is shorter than the {length_min} bytes that {algorithm} needs")
-    return {algorithm: _hmac_verifier(secret, hash_name)}, _thumbprint({"k": _text(jwk, "k"), "kty": "oct"})
+    return {algorithm: hmac_verifier(secret, hash_name)}, _thumbprint({"k": _text(jwk, "k"), "kty": "oct"})
 
 
 _READERS: dict[str, Callable[[Mapping[str, Json]], _Read]] = {
@@ -387,106 +390,6 @@ _HMAC_HASHES = {"HS256": ("sha256", 32), "HS384": ("sha384", 48), "HS512": ("sha
 """With the bytes of the digest, and of the shortest key."""
 
 
-def _hmac_verifier(secret: bytes, hash_name: str) -> Verify:
-    """RFC 7518 section 3.2, compared in constant time (CVE-2016-7036)."""
-
-    def verify(signature: bytes, signing_input: bytes) -> bool:
-        return hmac.compare_digest(hmac.digest(secret, signing_input, hash_name), signature)
-
-    return verify
-
-
-_RSA_HASHES: dict[str, hashes.HashAlgorithm] = {
-    "RS256": hashes.SHA256(),
-    "RS384": hashes.SHA384(),
-    "RS512": hashes.SHA512(),
-    "PS256": hashes.SHA256(),
-    "PS384": hashes.SHA384(),
-    "PS512": hashes.SHA512(),
-}
-
-
-def _rsa_verifier(key: rsa.RSAPublicKey, algorithm: str) -> Verify:
-    """RFC 7518 sections 3.3 and 3.5: PKCS #1 v1.5, or PSS with MGF1 and a salt as long as the hash."""
-    hash_ = _RSA_HASHES[algorithm]
-    scheme: padding.AsymmetricPadding = padding.PKCS1v15()
-    if algorithm.startswith("PS"):
-        scheme = padding.PSS(padding.MGF1(hash_), salt_length=hash_.digest_size)
-    length = (key.key_size + 7) // 8
-
-    def verify(signature: bytes, signing_input: bytes) -> bool:
-        if len(signature) != length:
-            return False
-        try:
-            key.verify(signature, signing_input, scheme, hash_)
-        except InvalidSignature:
-            return False
-        return True
-
-    return verify
-
-
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    algorithm: str
-    curve: ec.EllipticCurve
-    hash: hashes.HashAlgorithm
-    coordinate_bytes: int
-    order: int
-
-
-_CURVES: dict[str, _Curve] = {
-    "P-256": _Curve(
-        "ES256",
-        ec.SECP256R1(),
-        hashes.SHA256(),
-        32,
-        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-    ),
-    "P-384": _Curve(
-        "ES384",
-        ec.SECP384R1(),
-        hashes.SHA384(),
-        48,
-        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
-    ),
-    "secp256k1": _Curve(
-        "ES256K",
-        ec.SECP256K1(),
-        hashes.SHA256(),
-        32,
-        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
-    ),
-    "P-521": _Curve(
-        "ES512",
-        ec.SECP521R1(),
-        hashes.SHA512(),
-        66,
-        (1 << 521) - 0x5AE79787C40D069948033FEB708F65A2FC44A36477663B851449048E16EC79BF7,
-    ),
-}
-
-
-def _ecdsa_verifier(key: ec.EllipticCurvePublicKey, curve: _Curve) -> Verify:
-    """The numbers r and s side by side, as long as the order, and less than it (RFC 7518 section 3.4, RFC 8812)."""
-    half, order = (curve.order.bit_length() + 7) // 8, curve.order
-    scheme = ec.ECDSA(curve.hash)
-
-    def verify(signature: bytes, signing_input: bytes) -> bool:
-        if len(signature) != 2 * half:
-            return False
-        r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
-        if not (0 < r < order and 0 < s < order):
-            return False
-        try:
-            key.verify(encode_dss_signature(r, s), signing_input, scheme)
-        except InvalidSignature:
-            return False
-        return True
-
-    return verify
-
-
 _ED25519_PRIME = (1 << 255) - 19
 _ED25519_Y_MASK = (1 << 255) - 1
 _ED25519_ORDER_8_Y = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
@@ -502,18 +405,3 @@ _ED25519_SMALL_ORDER_Y = frozenset(
     }
 )
 """The y coordinates of the points of order 1, 2, 4 and 8: under such a key, one signature fits many messages."""
-
-
-def _eddsa_verifier(key: Ed25519PublicKey) -> Verify:
-    """RFC 8037 section 3.1; `Ed25519` is the same under a name that says so (RFC 9864 section 2.2)."""
-
-    def verify(signature: bytes, signing_input: bytes) -> bool:
-        if len(signature) != 64:
-            return False
-        try:
-            key.verify(signature, signing_input)
-        except InvalidSignature:
-            return False
-        return True
-
-    return verify
