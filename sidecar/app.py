@@ -293,6 +293,7 @@ class App:
             token_for=self.internal_tokens.token_for,
             engines=self.authenticating.engines,
         )
+        self.metrics.add(metric_sources.turns(check.turns))
         return {CHECK: check.method(settings.check_timeout_s), **self._ratelimit_methods(), **self.health.methods()}
 
     def _ratelimit_methods(self) -> Service:

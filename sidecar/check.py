@@ -20,11 +20,12 @@ from msgspec import Struct
 
 from sidecar import pipeline
 from sidecar.core.audit import DecisionEvent
-from sidecar.core.authn import NeedKey
+from sidecar.core.authn import NeedKey, NeedTurn
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.core.guard import NO_GUARD
 from sidecar.core.methods import NOTHING_FOUND
 from sidecar.edges.holds import new_hold
+from sidecar.edges.turns import VerificationTurns
 from sidecar.envoy import ext_authz
 from sidecar.transport.service import Call, Refusal, UnaryMethod, wait_until
 
@@ -42,8 +43,8 @@ CHECK = "/envoy.service.auth.v3.Authorization/Check"
 TOGETHER_MAX = 32
 """Checks that take a step together."""
 
-NEEDS_MAX: Final = 16
-"""Of one Check: twice as many as there can be credentials."""
+NEEDS_MAX: Final = 24
+"""Of one Check: three times as many as there can be credentials."""
 
 OnEvents: TypeAlias = Callable[[Sequence[DecisionEvent]], None]
 OnBug: TypeAlias = Callable[[BaseException, str], None]
@@ -105,6 +106,9 @@ class CheckService:
         guard: What was revoked, and who has guessed too often.
         token_for: What replaces the credential of a decision at a time in microseconds, "" where nothing does.
         soon: Calls a function once what has arrived by now was handed over: the event loop's `call_soon`.
+
+    Attributes:
+        turns: Says when a token that is not in the cache may be verified.
     """
 
     def __init__(
@@ -127,7 +131,8 @@ class CheckService:
         self._policy = policy
         self._cache = cache
         self._jwks = jwks
-        self._engines: dict[type, Engine] = {NeedKey: self._fetch_keys, **engines}
+        self.turns = VerificationTurns(soon)
+        self._engines: dict[type, Engine] = {NeedKey: self._fetch_keys, NeedTurn: self.turns.ask, **engines}
         self._store = store
         self._local = local
         self._on_events = on_events
@@ -193,14 +198,14 @@ class CheckService:
 
     def _begin(self, checks: Sequence[_Check], now_us: int) -> None:
         """Everything up to the limits."""
-        cache, jwks, guard = self._cache, self._jwks, self._guard
+        cache, jwks, guard, turns = self._cache, self._jwks, self._guard, self.turns
         steps: list[tuple[_Check, pipeline.Step]] = []
         for check in checks:
             request = check.request
             if check.call.cancelled or request is None:
                 continue
             try:
-                step = pipeline.begin(check.policy, request, cache, jwks, now_us, check.findings, guard)
+                step = pipeline.begin(check.policy, request, cache, jwks, now_us, check.findings, guard, turns)
                 steps.append((check, step))
             except Exception as bug:  # noqa: BLE001 - as above
                 self._fail(check, bug)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
-from sidecar.core.authn import Keys, by_bearer, compose
+from sidecar.core.authn import AT_ONCE, Keys, Turns, by_bearer, compose
 from sidecar.core.authz import Unmet
 from sidecar.core.bindings import charges_of, reservation_name
 from sidecar.core.claims import Rejected
@@ -74,8 +74,9 @@ def begin(
     now_us: int,
     findings: Findings = NOTHING_FOUND,
     guard: Guard = NO_GUARD,
+    turns: Turns = AT_ONCE,
 ) -> Step:
-    """Everything up to the limits; `findings` hold what was fetched of what it asked for."""
+    """Everything up to the limits; `findings` hold what was fetched of what it asked for, `turns` see `authn.Turns`."""
     matched = policy.rules.kept.get((request.host, request.path, request.method)) or _match(policy, request)
     if isinstance(matched, Decision):
         return matched
@@ -89,9 +90,9 @@ def begin(
             findings = KNOWN_ALONE
         composition = rule.composition
         if composition is None:
-            proved = by_bearer(rule, request, cache, keys, now_us, findings, guard.revocations)
+            proved = by_bearer(rule, request, cache, keys, now_us, findings, guard.revocations, turns)
         else:
-            proved = compose(composition, request, parameters, cache, keys, now_us, findings, guard.revocations)
+            proved = compose(composition, request, parameters, cache, keys, now_us, findings, guard.revocations, turns)
         if not isinstance(proved, Principal):
             return _unproved(policy, rule, proved, wait_us)
         principal = proved

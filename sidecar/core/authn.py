@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sidecar.core.principal import Json
     from sidecar.core.revocation import Revocations
     from sidecar.core.selectors import PathParameters
+    from sidecar.core.token import UnverifiedToken
     from sidecar.core.token_cache import TokenCache
 
 CREDENTIALS_MAX: Final = 8
@@ -65,6 +66,34 @@ class NeedKey:
         return NeedKey, self.issuer.issuer, self.kid
 
 
+class Turns(Protocol):
+    """Says when a signature may be verified: that holds up whatever else the process does."""
+
+    def take(self) -> bool:
+        """Whether one may be verified now; otherwise ask for a turn by `NeedTurn`."""
+
+
+class _AtOnce:
+    def take(self) -> bool:
+        return True
+
+
+AT_ONCE: Final[Turns] = _AtOnce()
+"""Whoever asks may verify."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeedTurn:
+    """The token is to be verified, and others are before it; what is found is the token, None: it gets no turn."""
+
+    token: UnverifiedToken
+
+    @property
+    def key(self) -> Hashable:
+        """See `methods.Need`."""
+        return NeedTurn, self.token.text
+
+
 class Accepting(Protocol):
     """Whose tokens are accepted: a rule, or one of the methods of its composition."""
 
@@ -85,6 +114,7 @@ def by_bearer(
     now_us: int,
     findings: Findings = NOTHING_FOUND,
     revocations: Revocations = NO_REVOCATIONS,
+    turns: Turns = AT_ONCE,
 ) -> Principal | Need | Rejected:
     """The principal that the request's bearer token proves.
 
@@ -96,6 +126,7 @@ def by_bearer(
         now_us: Microseconds since the epoch.
         findings: What was fetched for this request: an unknown key that was asked for is final.
         revocations: What is not believed although it is proved.
+        turns: Says when a token that is not in the cache may be verified.
     """
     text = bearer_token(request)
     sent_as_dpop = False
@@ -104,7 +135,7 @@ def by_bearer(
         if bound is None:
             return Rejected(text, "")
         text, sent_as_dpop = bound, True
-    proved = by_token(text, accepting, request, cache, keys, now_us, findings, confirms=sent_as_dpop)
+    proved = by_token(text, accepting, request, cache, keys, now_us, findings, turns, confirms=sent_as_dpop)
     if revocations.active and isinstance(proved, Principal):
         return revocations.fault(proved, now_us) or proved
     return proved
@@ -118,6 +149,7 @@ def by_token(
     keys: Keys,
     now_us: int,
     findings: Findings,
+    turns: Turns = AT_ONCE,
     *,
     confirms: bool = False,
     require_dpop: bool = False,
@@ -141,7 +173,7 @@ def by_token(
             return cached.principal
     if findings is KNOWN_ALONE:
         return TOO_OFTEN
-    proved = _prove(text, accepting, cache, keys, now_us, findings)
+    proved = _prove(text, accepting, cache, keys, now_us, findings, turns)
     if not isinstance(proved, Principal):
         return proved
     issuer = accepting.issuers[str(proved.claims["iss"])]
@@ -166,10 +198,18 @@ def _confirmed(
     return principal if fault is None else fault
 
 
+def _parsed(text: str, accepting: Accepting, findings: Findings) -> UnverifiedToken | Rejected:
+    """The token; as it was parsed before, where it has waited for its turn."""
+    if (NeedTurn, text) not in findings:
+        return tokens.parse(text, accepting.token_bytes_max)
+    token: UnverifiedToken | None = findings[NeedTurn, text]
+    return Rejected(DenyReason.OVERLOADED, "too many tokens wait to be verified") if token is None else token
+
+
 def _prove(
-    text: str, accepting: Accepting, cache: TokenCache, keys: Keys, now_us: int, findings: Findings
-) -> Principal | NeedKey | Rejected:
-    token = tokens.parse(text, accepting.token_bytes_max)
+    text: str, accepting: Accepting, cache: TokenCache, keys: Keys, now_us: int, findings: Findings, turns: Turns
+) -> Principal | NeedKey | NeedTurn | Rejected:
+    token = _parsed(text, accepting, findings)
     if isinstance(token, Rejected):
         return token
     issuer = accepting.issuers.get(token.unverified_issuer)
@@ -183,6 +223,9 @@ def _prove(
         if need.key not in findings:
             return need
         return Rejected(DenyReason.KEYS_UNAVAILABLE, f"no usable keys of issuer {issuer.name!r} are held")
+    turn = NeedTurn(token)
+    if turn.key not in findings and not turns.take():
+        return turn
     proved = tokens.verify(token, issuer, key_set, now_us)
     if isinstance(proved, tokens.NeedKey):
         need = NeedKey(issuer, proved.kid)
@@ -325,6 +368,7 @@ def compose(
     now_us: int,
     findings: Findings = NOTHING_FOUND,
     revocations: Revocations = NO_REVOCATIONS,
+    turns: Turns = AT_ONCE,
 ) -> Principal | Need | Rejected:
     """The principal that the request's credentials prove, none of them revoked; see `by_bearer`."""
     direct = composition.direct
@@ -339,7 +383,7 @@ def compose(
             required = method.require_dpop
             by_dpop = required or shown_as_dpop(text, request)
             one = by_token(
-                text, method, request, cache, keys, now_us, findings, confirms=by_dpop, require_dpop=required
+                text, method, request, cache, keys, now_us, findings, turns, confirms=by_dpop, require_dpop=required
             )
         else:
             one = method.prove(text, request, findings, now_us)

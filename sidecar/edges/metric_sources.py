@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sidecar.edges.local_store import LocalStore
     from sidecar.edges.redis_topology import TopologyStore
     from sidecar.edges.replay_store import ReplayStore
+    from sidecar.edges.turns import VerificationTurns
     from sidecar.policy.holder import PolicyHolder
     from sidecar.transport.service import Server
 
@@ -42,6 +43,16 @@ def token_cache(cache: TokenCache) -> Source:
         Sample("sidecar_token_cache_evictions_total", (), cache.evictions),
         Sample("sidecar_token_cache_entries", (), len(cache)),
         Sample("sidecar_token_cache_bytes", (), cache.size_bytes),
+    ]
+
+
+def turns(verifications: VerificationTurns) -> Source:
+    """Tokens that wait to be verified, had to, or were refused instead."""
+    return lambda: [
+        Sample("sidecar_verifications_waiting", (), len(verifications)),
+        Sample("sidecar_verifications_deferred_total", (), verifications.deferred),
+        Sample("sidecar_verifications_refused_total", ("queue",), verifications.refused),
+        Sample("sidecar_verifications_refused_total", ("deadline",), verifications.late),
     ]
 
 

@@ -77,6 +77,20 @@ METRICS: Final[tuple[MetricRow, ...]] = (
     MetricRow("sidecar_token_cache_evictions_total", _C, (), "Tokens pushed out of the cache by its limits."),
     MetricRow("sidecar_token_cache_entries", _G, (), "Tokens in the cache."),
     MetricRow("sidecar_token_cache_bytes", _G, (), "Estimated size of the cache."),
+    MetricRow("sidecar_verifications_waiting", _G, (), "Tokens that wait for their signature's verification."),
+    MetricRow(
+        "sidecar_verifications_deferred_total",
+        _C,
+        (),
+        "Tokens that had to wait, since more were to be verified than one turn of the event loop has room for.",
+    ),
+    MetricRow(
+        "sidecar_verifications_refused_total",
+        _C,
+        ("reason",),
+        "Tokens that were not verified, and their Checks denied as overloaded: queue (too many waited), deadline "
+        "(there was no time left when it was their turn).",
+    ),
     MetricRow(
         "sidecar_api_keys_total",
         _C,
