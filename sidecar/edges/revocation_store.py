@@ -189,6 +189,17 @@ class RevocationStore:
             previous = change.revision
         return [change for change in found if change is not None]
 
+    async def has_forgotten(self, revision: bytes) -> bool:
+        """Whether the log tells another change in the place of this one: Redis has lost it, and has gone on since.
+
+        Raises:
+            ChangesError: Redis did not answer.
+        """
+        place = b"%d-0" % number_of(revision)
+        read = await self._ask(b"XRANGE", self.keys.log, place, place)
+        found = [read_change(fields[1]) for _, fields in read]
+        return any(change is not None and change.revision != revision for change in found)
+
     async def entries(self) -> AsyncIterator[Stored]:
         """All entries, one page after another; what cannot be read is passed over.
 

@@ -259,7 +259,7 @@ class RevocationEngine:
             if each.until_us > now_us:
                 stored.add(each)
         lost: list[Revocation] = []
-        if known and not _follows(known, revision):
+        if known and (not _follows(known, revision) or await self.commands.has_forgotten(known)):
             lost = [each for each in self._revocations if each.until_us > now_us and _is_stronger(each, stored)]
             for each in lost:
                 stored.add(each)
