@@ -111,7 +111,7 @@ class CookiePlace:
 
     def __post_init__(self) -> None:
         # however a server splits the header: at ";", at "," (RFC 2965), or inside of quotes
-        mentions = re.compile(r'(?:^|[;,\s"])' + re.escape(self.name) + r'"?\s*(?:[=;,]|$)')
+        mentions = re.compile(r'(?:^|[;,\s"])' + re.escape(self.name) + r'"?\s*(?=[=;,]|$)')
         object.__setattr__(self, "_mentions", mentions)
 
     def shown(self, request: RequestContext) -> str | Rejected | None:

@@ -211,6 +211,14 @@ def test_what_is_taken_off_is_gone_and_the_rest_is_as_it_was(pieces: list[str]) 
     assert without_cookies(others, NAMES) == others.strip(" \t")
 
 
+@pytest.mark.parametrize("cookies", ["s;s=good", "s,s=good", "s; s=good", "s=good;s", 's"=;s=good', "s=good,s"])
+def test_a_cookie_beside_its_bare_name_is_refused(cookies: str) -> None:
+    """Some servers take the name alone for a cookie with an empty value, and believe the first of the two."""
+    found = COOKIE.shown(request(cookie=cookies))
+    assert isinstance(found, Rejected)
+    assert found.reason is DenyReason.CREDENTIAL_MALFORMED
+
+
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
 def test_any_visible_text_can_be_sent_in_a_query(text: str) -> None:
     """Encoded as URIs are, it comes out as it was."""
