@@ -41,8 +41,9 @@ BREAKER_FAILURES_MAX: Final = 5
 BREAKER_OPEN_US: Final = 1_000_000
 BREAKER_OPEN_US_MAX: Final = 15_000_000
 
-OF_ONE_QUESTION: Final = frozenset({400, 413, 414, 422, 431})
-"""Statuses that say something about what was asked, and not about the endpoint."""
+OF_ONE_QUESTION: Final = frozenset({400, 413, 414, 422, 429, 431})
+"""Statuses that say something about what was asked, or how often, and not about the endpoint: callers bring them about,
+and would choose with 429 when Envoy decides (`on_failure: error`)."""
 
 _US_PER_S: Final = 1_000_000
 
