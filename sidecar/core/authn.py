@@ -458,6 +458,8 @@ def _together(proved: tuple[Principal, ...]) -> Principal:
     """The first, who knows of the others by a claim; kept, so that what is kept of a caller is found again."""
     first, *others = proved
     facts: dict[str, Json] = {}
-    for each in others:
-        facts.setdefault(each.method, {**each.claims, "iss": each.issuer, "sub": each.subject})
+    for n, each in enumerate(others):
+        same = sum(other.method == each.method for other in others[:n])
+        kind = f"{each.method}_{same + 1}" if same else each.method
+        facts[kind] = {**each.claims, "iss": each.issuer, "sub": each.subject}
     return replace(first, claims={**first.claims, OTHER_CREDENTIALS: facts})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.authn import OTHER_CREDENTIALS
+from sidecar.core.authn import OTHER_CREDENTIALS, Composition, compose
+from sidecar.core.context import NO_REQUEST
 from sidecar.core.internal_tokens import SKEW_US, InternalTokenError, claims_of, expiry_s
 from sidecar.core.principal import Principal
+from sidecar.core.token_cache import TokenCache
 from tests.support.internal_keys import INTERNAL_ISSUER, internal_tokens, p256_pem, pem
 from tests.support.tokens import NOW_S
 
@@ -87,6 +89,28 @@ def test_no_token_outlives_any_of_several_credentials():
     """Where a rule asks for all of several, the first to expire decides."""
     others = {"api_key": {"exp": NOW_S + 30}, "certificate": {"exp": NOW_S + 60}}
     assert claims(principal({"exp": NOW_S + 90, OTHER_CREDENTIALS: others}))["exp"] == NOW_S + 30
+
+
+def test_no_token_outlives_a_second_credential_of_a_kind():
+    """Of two API keys beside a token, none is overlooked."""
+    shown = [Method("token", NOW_S + 90), Method("api_key", NOW_S + 60), Method("api_key", NOW_S + 30)]
+    caller = compose(Composition(methods=tuple(shown), every=True), NO_REQUEST, {}, TokenCache(), None, NOW_S)
+    assert claims(caller)["exp"] == NOW_S + 30
+
+
+class Method:
+    """Proves somebody until a time."""
+
+    def __init__(self, kind: str, expires_s: int) -> None:
+        self._principal = principal({"exp": expires_s}, method=kind)
+
+    def shown(self, _request):
+        """Always there."""
+        return "shown"
+
+    def prove(self, _shown, _request, _findings, _now_us):
+        """Always who it is."""
+        return self._principal
 
 
 @pytest.mark.parametrize("expires", [True, "1", [1], {}])
