@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ async def _decide(document: CompiledDocument, request: Any) -> tuple[Decision, S
     policy = document.policy
     charges: Sequence[Charge] = ()
     loop = asyncio.get_running_loop()
-    jwks = JwksEngine(policy.issuers.values())
+    jwks = JwksEngine(replace(issuer, keys_persist=None) for issuer in policy.issuers.values())  # looking keeps nothing
     jwks.start()
     introspection = IntrospectionEngine(policy.introspection.values())
     store = LocalStore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 from sidecar import cli, explain
-from tests.support.deciding import check_request, compiled, token
+from tests.support.deciding import KEY, check_request, compiled, token
+from tests.support.issuer import Issuer
+from tests.support.tokens import AUDIENCE, ISSUER
 
 FAULTY = "rules:\n  - {name: a, match: {path: {prefix: /}}}\nlimit: {}\n"
 
@@ -195,6 +198,23 @@ def test_explain_tells_what_limits_do(capsys: pytest.CaptureFixture[str], tmp_pa
     assert {"step": "limit", "found": "'d': 0 of 0 in 1 s used, exceeded"} in told["steps"]
     told = explained(capsys, policy, "--path", "/")
     assert told["steps"][-2]["found"].startswith("denied, cost_malformed: the cost for limit 'a' is not a whole number")
+
+
+def test_explain_keeps_no_keys(tmp_path: Path) -> None:
+    """Looking changes nothing: a file of kept keys would be of whoever looks, and serving could not read it."""
+    policy = tmp_path / "policy.yaml"
+
+    async def explained_with_an_issuer() -> explain.Explanation:
+        async with Issuer(KEY) as issuer:
+            policy.write_text(
+                f"issuers: {{main: {{issuer: {ISSUER}, audiences: [{AUDIENCE}], algorithms: [ES256], "
+                f"keys_persist: kept.json, insecure_http: true, keys: {{jwks_url: {issuer.url}/jwks}}}}}}\n"
+                "rules: [{name: all, match: {path: {prefix: /}}, authenticate: {issuers: [main]}}]\n"
+            )
+            return await asyncio.to_thread(explain.explain, policy, check_request("/", token()))
+
+    assert asyncio.run(explained_with_an_issuer()).record["decision"] == "allowed"
+    assert [each.name for each in tmp_path.iterdir()] == ["policy.yaml"]
 
 
 def test_explain_reads_a_request_from_standard_input(policy_file: Path) -> None:
