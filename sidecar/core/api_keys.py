@@ -20,7 +20,6 @@ from sidecar.core.api_key_format import FOREIGN_CHARS_MAX, foreign_key_id, is_fo
 from sidecar.core.api_key_records import HASH_BYTES, HeldKey, address_in, hash_under, host_in
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
-from sidecar.core.suspects import KNOWN_ALONE
 
 if TYPE_CHECKING:
     from sidecar.core.api_key_cache import Entry
@@ -87,10 +86,15 @@ class Keyring:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NeedApiKey:
-    """The record of a key is to be looked up: a `HeldKey`, `NO_RECORD`, or None where nobody could be asked."""
+    """The record of a key is to be looked up: a `HeldKey`, `NO_RECORD`, or None where nobody could be asked.
+
+    Attributes:
+        proved: This very key was proved against the record that is held: looking that up anew helps nobody guess.
+    """
 
     keyring: Keyring
     key_id: str
+    proved: bool = False
 
     @property
     def key(self) -> KeyName:
@@ -135,9 +139,7 @@ class ApiKeyMethod:
                     known.touch(entry.key_id)
                     return entry.held.principal
                 return _admitted(known, entry, request, now_us, previous=proof.previous)
-            if findings is KNOWN_ALONE:
-                known.use_stale(entry.key_id, now_us)
-            return _look_up(keyring, entry.key_id, digest, request, findings, now_us)
+            return _look_up(keyring, entry.key_id, digest, request, findings, now_us, proved=True)
         parsed = parse_key(shown)
         if parsed is not None:
             family = self._by_family.get(parsed.family)
@@ -154,7 +156,14 @@ _MALFORMED: Final = Rejected(DenyReason.API_KEY_MALFORMED, "has not the form of 
 
 
 def _look_up(
-    keyring: Keyring, key_id: str, digest: bytes, request: RequestContext, findings: Findings, now_us: int
+    keyring: Keyring,
+    key_id: str,
+    digest: bytes,
+    request: RequestContext,
+    findings: Findings,
+    now_us: int,
+    *,
+    proved: bool = False,
 ) -> Principal | NeedApiKey | Rejected:
     """Find the record, then verify the secret against it."""
     known = keyring.known
@@ -163,7 +172,7 @@ def _look_up(
         if entry is None and (held := keyring.records.get(key_id)) is not None:
             entry = known.put(held, now_us)
         return _verify(keyring, entry, digest, request, now_us)
-    need = NeedApiKey(keyring, key_id)
+    need = NeedApiKey(keyring, key_id, proved)
     found = findings.get(need.key, _UNASKED)
     if found is _UNASKED:
         if entry is None and known.is_unknown(key_id, now_us):

@@ -16,6 +16,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from sidecar.core.api_keys import NeedApiKey
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
 from sidecar.core.dpop import NeedFirstUse
@@ -118,9 +119,12 @@ def source_of(address: str) -> str:
 def is_answered_as_usual(found: Need | Rejected) -> bool:
     """Whether it goes on for a suspect as for anybody.
 
-    So it does where no credential, or more than one, was shown; and where a token that is known came with a good DPoP
-    proof, of which only its first use is left to be noted.
+    So it does where no credential, or more than one, was shown; where a token that is known came with a good DPoP
+    proof, of which only its first use is left to be noted; and where the record of an API key that was proved is to be
+    looked up anew, since what has changed of it counts for suspects too.
     """
+    if isinstance(found, NeedApiKey):
+        return found.proved
     return isinstance(found, NeedFirstUse) or (isinstance(found, Rejected) and found.reason in _NOT_SHOWN)
 
 

@@ -22,7 +22,7 @@ from sidecar.core.api_keys import NO_RECORD, Keyring, NeedApiKey, Result
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
 from sidecar.core.principal import Principal
-from sidecar.core.suspects import KNOWN_ALONE
+from sidecar.core.suspects import KNOWN_ALONE, is_answered_as_usual
 from tests.support.api_keys import (
     FAMILY,
     NOW,
@@ -400,11 +400,23 @@ def test_nothing_shows_a_key() -> None:
 
 
 def test_a_suspected_source_goes_on_with_a_key_that_was_proved() -> None:
-    """Though nothing may be looked up for it; with a key that was not, it does not."""
+    """Its record is looked up anew when that is due, as for anybody; a key that was not proved does not go on."""
     key, ring = new_key(), keyring(known())
     first = prove(ring, key, held(key))
-    later = NOW_US + TTL_US
-    assert method(ring).prove(key, request(), KNOWN_ALONE, later) is first
-    assert isinstance(method(ring).prove(other_secret(key), request(), KNOWN_ALONE, later), Rejected)
-    assert isinstance(method(ring).prove(new_key(), request(), KNOWN_ALONE, later), NeedApiKey)
-    assert isinstance(method(ring).prove(key, request(), KNOWN_ALONE, NOW_US + STALE_US), NeedApiKey)
+    assert method(ring).prove(key, request(), KNOWN_ALONE, NOW_US + TTL_US - 1) is first
+    for text, as_usual in ((key, True), (other_secret(key), False), (new_key(), False)):
+        need = method(ring).prove(text, request(), KNOWN_ALONE, NOW_US + TTL_US)
+        assert isinstance(need, NeedApiKey)
+        assert is_answered_as_usual(need) is as_usual
+
+
+def test_a_suspected_source_keeps_no_changed_key_alive() -> None:
+    """A change whose news were lost counts when the record is due, also if only suspects use the key meanwhile."""
+    key, ring = new_key(), keyring(known())
+    first = prove(ring, key, held(key))
+    ring.known.doubt()
+    need = method(ring).prove(key, request(), KNOWN_ALONE, NOW_US + 1)
+    assert isinstance(need, NeedApiKey)
+    revoked = held(key, status="revoked")
+    assert isinstance(method(ring).prove(key, request(), {need.key: revoked}, NOW_US + 1), Rejected)
+    assert method(ring).prove(key, request(), {}, NOW_US + 1) is not first
