@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from sidecar.core.limits import REQUESTS_MAX_OF, WINDOW_US_MAX, Algorithm
+
 if TYPE_CHECKING:
     from sidecar.core.limits import Charge, Limit
 
@@ -80,7 +82,8 @@ class Overrides:
         given = limit, override.requests, override.burst
         overridden = self._limits.get(given)
         if overridden is None:
-            overridden = replace(limit, requests=override.requests, burst=override.burst, warn_above=None)
+            requests, burst = _figures(limit, override)
+            overridden = replace(limit, requests=requests, burst=burst, warn_above=None)
             if limit.warn_above is not None:  # the same share of what the key is granted now
                 warn_above = limit.warn_above * overridden.capacity // max(limit.capacity, 1)
                 overridden = replace(overridden, warn_above=warn_above)
@@ -88,3 +91,11 @@ class Overrides:
                 self._limits.clear()
             self._limits[given] = overridden
         return overridden
+
+
+def _figures(limit: Limit, override: Override) -> tuple[int, int]:
+    """What of an override the limit can have: a policy may have given it another algorithm since."""
+    requests = min(override.requests, REQUESTS_MAX_OF[limit.algorithm])
+    if limit.algorithm is not Algorithm.GCRA:
+        return requests, 0
+    return requests, min(override.burst, requests * WINDOW_US_MAX // limit.window_us)

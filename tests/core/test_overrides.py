@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.limits import US_PER_S, Algorithm, Charge, Limit
+from sidecar.core.limits import REQUESTS_MAX, REQUESTS_MAX_OF, US_PER_S, Algorithm, Charge, Limit
 from sidecar.core.overrides import Override, Overrides
 
 LIMIT = Limit(name="per-user", requests=10, window_us=US_PER_S)
@@ -71,3 +71,19 @@ def test_a_threshold_keeps_its_share(requests: int, warn_above: int) -> None:
     limit = Limit(name="l", requests=100, window_us=US_PER_S, warn_above=79)
     [charge] = overrides.applied([Charge(limit, b"k")])
     assert charge.limit.warn_above == warn_above
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize(
+    "override", [Override(REQUESTS_MAX), Override(5, 10), Override(0, 10), Override(1, REQUESTS_MAX)]
+)
+def test_an_override_of_another_algorithm_is_cut_to_what_the_limit_can_have(
+    algorithm: Algorithm, override: Override
+) -> None:
+    """A policy that changes a limit's algorithm must not make the overridden key's charges fail."""
+    overrides = Overrides()
+    overrides.replace({b"k": override})
+    limit = Limit(name="x", requests=1, window_us=60 * US_PER_S, algorithm=algorithm)
+    [charge] = overrides.applied([Charge(limit, b"k")])
+    assert charge.limit.requests == min(override.requests, REQUESTS_MAX_OF[algorithm])
+    assert charge.limit.burst <= override.burst
