@@ -1,7 +1,8 @@
 """Metrics: counted in plain integers on the loop, collected as samples, merged over workers, rendered for Prometheus.
 
 Nothing on the hot path knows prometheus-client: each part keeps its own counters, a source reads them when a scrape
-comes, and only rendering uses the library. Samples of several processes can be merged because they are plain values.
+comes, and only exposition.py uses the library. Samples of several processes can be merged because they are plain
+values.
 """
 
 from __future__ import annotations
@@ -9,23 +10,17 @@ from __future__ import annotations
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
-from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 
 import sidecar
 from sidecar.core.audit import NO_RULE, DecisionEvent, outcome_label
 from sidecar.edges.log import STDERR
-from sidecar.edges.metrics_table import DECISION_BOUNDS_US, METRICS, ROWS, Kind, Merge, bucket_bounds
+from sidecar.edges.metrics_table import DECISION_BOUNDS_US, ROWS, Merge
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-
-    from prometheus_client.core import Metric
 
 US_PER_S: Final = 1_000_000
 
@@ -162,7 +157,6 @@ class Metrics:
     def __init__(self, engine: str) -> None:
         self.decisions = DecisionMetrics()
         self.ratelimit = RateLimitMetrics()
-        self._process = ProcessCollector(registry=None)
         self._build = Sample("sidecar_build_info", (sidecar.__version__, platform.python_version(), engine), 1)
         self._sources: list[Source] = [self.decisions.samples, self.ratelimit.samples, self._process_samples]
 
@@ -175,13 +169,9 @@ class Metrics:
         return [sample for source in self._sources for sample in source()]
 
     def _process_samples(self) -> list[Sample]:
-        lost = Sample("sidecar_log_lines_dropped_total", (), STDERR.dropped)
-        return [self._build, lost] + [
-            Sample(sample.name, (), sample.value)
-            for family in self._process.collect()
-            for sample in family.samples
-            if sample.name in ROWS
-        ]
+        from sidecar.edges.exposition import process_samples  # noqa: PLC0415 - see there
+
+        return [self._build, Sample("sidecar_log_lines_dropped_total", (), STDERR.dropped), *process_samples()]
 
 
 def encode_samples(samples: Sequence[Sample]) -> bytes:
@@ -213,25 +203,6 @@ def merged(by_worker: Sequence[tuple[str, Sequence[Sample]]]) -> list[Sample]:
     return [Sample(name, labels, value) for (name, labels), value in values.items()]
 
 
-def render(samples: Iterable[Sample], accept: str = "", more: Sequence[Metric] = ()) -> tuple[bytes, str]:
-    """The exposition of all metrics of `METRICS` and of `more`; its content type as negotiated by an Accept header."""
-    by_name: dict[str, list[Sample]] = {row.name: [] for row in METRICS}
-    for sample in samples:
-        by_name[sample.name].append(sample)
-    encode, content_type = choose_encoder(accept)
-    return encode(_Collected([*(_family(name, held) for name, held in by_name.items()), *more])), content_type
-
-
-class _Collected:
-    """What prometheus-client takes for a registry."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
-
-
 def _combined(merge: Merge, one: float | Buckets, other: float | Buckets) -> float | Buckets:
     if isinstance(one, Buckets) and isinstance(other, Buckets):
         return Buckets(tuple(a + b for a, b in zip(one.counts, other.counts, strict=True)), one.sum_us + other.sum_us)
@@ -244,35 +215,3 @@ def _combined(merge: Merge, one: float | Buckets, other: float | Buckets) -> flo
             return max(one, other)
         case Merge.MIN | Merge.PER_WORKER:
             return min(one, other)
-
-
-def _family(name: str, samples: list[Sample]) -> Metric:
-    row = ROWS[name]
-    labels = row.labels
-    if row.merge is Merge.PER_WORKER and any(len(sample.labels) > len(labels) for sample in samples):
-        labels = (*labels, "worker")
-    if any(len(sample.labels) != len(labels) for sample in samples):
-        raise ValueError(f"{name} has the labels {labels}")
-    if row.kind is Kind.HISTOGRAM:
-        histogram = HistogramMetricFamily(name, row.help, labels=labels)
-        for sample in samples:
-            _add_buckets(histogram, sample)
-        return histogram
-    family: CounterMetricFamily | GaugeMetricFamily
-    if row.kind is Kind.COUNTER:
-        family = CounterMetricFamily(name.removesuffix("_total"), row.help, labels=labels)
-    else:
-        family = GaugeMetricFamily(name, row.help, labels=labels)
-    for sample in samples:
-        if isinstance(sample.value, Buckets):
-            raise TypeError(f"{name} is no histogram")
-        family.add_metric(sample.labels, sample.value)
-    return family
-
-
-def _add_buckets(family: HistogramMetricFamily, sample: Sample) -> None:
-    if not isinstance(sample.value, Buckets):
-        raise TypeError(f"{sample.name} is a histogram")
-    bounds = [repr(bound / US_PER_S) for bound in bucket_bounds(sample.name)] + ["+Inf"]
-    buckets = list(zip(bounds, accumulate(sample.value.counts), strict=True))
-    family.add_metric(sample.labels, buckets, sum_value=sample.value.sum_us / US_PER_S)

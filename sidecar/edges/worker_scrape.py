@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +21,7 @@ from sidecar.edges.hot_keys_route import TOP_PATH, merged_hot_keys
 from sidecar.edges.internal_tokens import JWKS_PATH, jwks_answer
 from sidecar.edges.issuers_route import ISSUERS_PATH
 from sidecar.edges.log import get_log
-from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged, render
+from sidecar.edges.metrics import Metrics, Sample, decode_samples, encode_samples, merged
 from sidecar.edges.metrics_table import ROWS, Kind, Merge
 from sidecar.edges.revocation_paths import BODY_BYTES_MAX
 from sidecar.edges.revocation_paths import PATH as REVOCATIONS_PATH
@@ -45,10 +47,16 @@ class WorkerView:
     """What it last showed."""
 
 
+async def load_exposition() -> ModuleType:
+    """The module exposition.py, imported in a thread the first time."""
+    return await asyncio.to_thread(importlib.import_module, "sidecar.edges.exposition")
+
+
 def samples_route(metrics: Metrics) -> Route:
     """What a worker answers at `SAMPLES_PATH`."""
 
     async def samples(_headers: Mapping[str, str]) -> Answer:
+        await load_exposition()
         return Answer(200, encode_samples(metrics.samples()))
 
     return samples
@@ -58,7 +66,8 @@ def metrics_route(collect: Callable[[], Awaitable[Sequence[Sample]]]) -> Route:
     """`/metrics`, in the format that the scraper prefers."""
 
     async def metrics(headers: Mapping[str, str]) -> Answer:
-        body, content_type = render(await collect(), headers.get("accept", ""))
+        exposition = await load_exposition()
+        body, content_type = exposition.render(await collect(), headers.get("accept", ""))
         return Answer(200, body, content_type)
 
     return metrics

@@ -15,9 +15,9 @@ from sidecar.edges.admin import AdminServer, Answer
 from sidecar.edges.embedded_valkey import EmbeddedValkeyError
 from sidecar.edges.file_watch import signatures
 from sidecar.edges.log import configure_log, get_log
-from sidecar.edges.metrics import render
+from sidecar.edges.worker_scrape import load_exposition
 from sidecar.envoy.ratelimit import SHOULD_RATE_LIMIT
-from sidecar.ratelimit import debug, environment, reference_metrics, variables
+from sidecar.ratelimit import debug, environment, variables
 from sidecar.ratelimit.http_json import health_route, json_route, text_route
 
 if TYPE_CHECKING:
@@ -124,11 +124,14 @@ class RateLimitApp(App):
         _log.info("listening", address=str(bound), paths=sorted(routes))
 
     async def _show_metrics(self, headers: Mapping[str, str]) -> Answer:
+        exposition = await load_exposition()
+        from sidecar.ratelimit import reference_metrics  # noqa: PLC0415 - it imports what exposition.py does
+
         samples, holder = self.metrics.samples(), self.holder
         more = reference_metrics.families(
             holder.policy.ratelimit, samples, loads=holder.accepted_total + 1, loads_refused=holder.refused_total
         )
-        body, content_type = render(samples, headers.get("accept", ""), more)
+        body, content_type = exposition.render(samples, headers.get("accept", ""), more)
         return Answer(200, body, content_type)
 
     def _admin_routes(self) -> dict[str, Route | PostRoute]:

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.core.audit import DecisionEvent
 from sidecar.core.decision import Decision, DenyReason
 from sidecar.core.rules import PrefixPath, RequestMatch, Rule
+from sidecar.edges.exposition import render
 from sidecar.edges.metrics import (
     Buckets,
     DecisionMetrics,
@@ -17,7 +18,6 @@ from sidecar.edges.metrics import (
     decode_samples,
     encode_samples,
     merged,
-    render,
 )
 from sidecar.edges.metrics_table import DECISION_BOUNDS_US, METRICS, Kind, Merge, bucket_bounds, markdown
 

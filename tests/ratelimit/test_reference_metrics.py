@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.core.descriptors import DescriptorRule, Domain, RateLimitConfig, RateLimitRule, Unit
-from sidecar.edges.metrics import Metrics, render
+from sidecar.edges.exposition import render
+from sidecar.edges.metrics import Metrics
 from sidecar.ratelimit.reference_metrics import families
 
 
