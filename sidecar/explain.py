@@ -24,6 +24,7 @@ from sidecar.core.authn import NeedKey
 from sidecar.core.authz import scopes_named
 from sidecar.core.decision import REASONS, Decision, DenyReason
 from sidecar.core.dpop import NeedFirstUse
+from sidecar.core.internal_tokens import InternalTokenError
 from sidecar.core.introspection import NeedIntrospection
 from sidecar.core.limits import US_PER_S, Algorithm
 from sidecar.core.paths import canonical, canonical_host
@@ -141,7 +142,12 @@ async def _explain(document: CompiledDocument, message: bytes) -> Explanation:
     else:
         context = request
         decision, charges = await _decide(document, context)
-    token = InternalTokenSigner(policy.internal_tokens).token_for(decision, time.time_ns() // 1000)
+    try:
+        token = InternalTokenSigner(policy.internal_tokens).token_for(decision, time.time_ns() // 1000)
+    except InternalTokenError as error:
+        decision = Decision(DenyReason.INTERNAL, decision.rule, decision.principal, (), policy.generation)
+        decision.detail = f"no internal token can be made: {error}"
+        token = ""
     encoded = ext_authz.encode(decision, context, token)
     answer = MessageToDict(ext_authz_pb2.CheckResponse.FromString(encoded), preserving_proto_field_name=True)
     record = audit_record(DecisionEvent(time.time_ns() // 1000, 0, context, decision))

@@ -209,6 +209,15 @@ def test_explain_shows_that_a_token_is_sent_and_not_which(tmp_path: Path) -> Non
     assert "eyJ" not in shown
 
 
+def test_explain_says_that_a_token_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As serving does, which denies: no traceback, and no allow."""
+    monkeypatch.setattr("sidecar.edges.internal_tokens.TOKEN_BYTES_MAX", 10)
+    told = explain(policy_file(tmp_path, "authorization"), check_request("/stock/7", token()))
+    assert told.record["reason"] == DenyReason.INTERNAL.value
+    assert "more than 10 bytes" in told.record["detail"]
+    assert "denied_response" in told.answer
+
+
 FAULTS = [
     ("upstream: {credential: replace}", "", "the policy has no internal_tokens section to replace it by"),
     ("", "upstream: {credential: replace}, anonymous: true", "nobody is proved where the rule is anonymous"),
