@@ -30,7 +30,7 @@ With half as many the turns themselves cost a fifth of what can be verified unde
 WAITING_MAX: Final = 1_024
 """Tokens that wait: about 0.1 s of verifications, of the 0.15 s that a Check has (`server.check_timeout`).
 
-They are kept as parsed: 4 MiB with tokens of 1 KB, ten times as much with the longest.
+They are kept as parsed: 3 MiB with tokens of 1 KB, some 50 MiB with the longest and most claims (8 KiB).
 """
 
 Done = Callable[["UnverifiedToken | None"], None]
