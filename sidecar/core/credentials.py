@@ -34,6 +34,7 @@ _REPEATED = DenyReason.CREDENTIAL_REPEATED
 
 _is_visible = re.compile(r"[!-~]+").fullmatch
 _is_cookie_value = re.compile(r"[!#-+\--:<-\[\]-~]+").fullmatch  # cookie-octet, RFC 6265 section 4.1.1
+_ends_name = re.compile(r"[\[\x00]")
 _is_encoded = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*", re.DOTALL).fullmatch
 
 
@@ -159,7 +160,8 @@ class QueryPlace:
         if len(query) > QUERY_BYTES_MAX or query.count("&") >= QUERY_PARAMETERS_MAX:
             accepted = f"at most {QUERY_BYTES_MAX} bytes and {QUERY_PARAMETERS_MAX} parameters"
             return Rejected(_MALFORMED, f"the query is too large: {accepted}")
-        values = [value for name, value in map(_parameter, query.split("&")) if name == self.name]
+        parameters = list(map(_parameter, query.split("&")))
+        values = [value for name, value in parameters if name == self.name]
         if len(values) > 1:
             return Rejected(_REPEATED, f"the query parameter {self.name} came more than once")
         by_semicolon = [name for name, _ in map(_parameter, re.split("[&;]", query)) if name == self.name]
@@ -167,6 +169,9 @@ class QueryPlace:
             return Rejected(_MALFORMED, f"the query parameter {self.name} can be read in more than one way")
         if not values:
             return None
+        wanted = _as_servers_name_it(self.name)
+        if sum(_as_servers_name_it(name) == wanted for name, _ in parameters) > 1:
+            return Rejected(_MALFORMED, f"servers may take another query parameter for {self.name}")
         value = unquote_plus(values[0], errors="replace")
         if not {"+", ";"}.isdisjoint(values[0]) or _is_encoded(values[0]) is None or _is_visible(value) is None:
             return Rejected(_MALFORMED, f"the query parameter {self.name} is empty, or not encoded visible ASCII")
@@ -177,6 +182,11 @@ def _parameter(text: str) -> tuple[str, str]:
     """The decoded name, and the value as sent."""
     name, _, value = text.partition("=")
     return unquote_plus(name, errors="replace") if "%" in name or "+" in name else name, value
+
+
+def _as_servers_name_it(name: str) -> str:
+    """A decoded name as PHP has it (dots and spaces are `_`), without what makes it an array's or an object's."""
+    return _ends_name.split(name.lstrip(" "), 1)[0].replace(".", "_").replace(" ", "_")
 
 
 Place: TypeAlias = HeaderPlace | CookiePlace | QueryPlace
