@@ -123,13 +123,17 @@ class CookiePlace:
         if len(header) > COOKIES_BYTES_MAX or header.count(";") >= COOKIES_MAX:
             accepted = f"at most {COOKIES_BYTES_MAX} bytes and {COOKIES_MAX} cookies"
             return Rejected(_MALFORMED, f"the Cookie header is too large: {accepted}")
-        values = [value for name, is_pair, value in map(_cookie, header.split(";")) if is_pair and name == self.name]
+        cookies = list(map(_cookie, header.split(";")))
+        values = [value for name, is_pair, value in cookies if is_pair and name == self.name]
         if len(values) > 1:
             return Rejected(_REPEATED, f"the cookie {self.name} came more than once")
         if len(values) != len(self._mentions.findall(header)):
             return Rejected(_MALFORMED, f"the cookie {self.name} can be read in more than one way")
         if not values:
             return None
+        wanted = _as_servers_name_it(self.name)
+        if sum(_as_servers_name_it(unquote_plus(name) if "%" in name else name) == wanted for name, *_ in cookies) > 1:
+            return Rejected(_MALFORMED, f"servers may take another cookie for {self.name}")
         if _is_cookie_value(values[0]) is None:
             return Rejected(_MALFORMED, f"the cookie {self.name} is empty, quoted, or no cookie's value")
         return values[0] if self.shape.fits(values[0]) else None

@@ -233,6 +233,17 @@ def test_a_parameter_beside_one_that_servers_take_for_it_is_refused(other: str) 
     assert place.shown(request("a_b=good&a_bc=x&a-b=x&ab=x&xa_b=x&c[a_b]=x")) == "good"
 
 
+@pytest.mark.parametrize("other", ["a.b=x", "a_b[]=x", "a_b[0]=x", "a_b[=x", "%61_b=x", "a%5Fb=x", "a%2Eb=x"])
+def test_a_cookie_beside_one_that_servers_take_for_it_is_refused(other: str) -> None:
+    """As with parameters; older PHP decodes the names of cookies, too (CVE-2020-7070)."""
+    place = CookiePlace("a_b")
+    for cookies in (f"a_b=good; {other}", f"{other}; a_b=good"):
+        found = place.shown(request(cookie=cookies))
+        assert isinstance(found, Rejected)
+        assert found.reason is DenyReason.CREDENTIAL_MALFORMED
+    assert place.shown(request(cookie="a_b=good; a_bc=x; a-b=x; ab=x; c[a_b]=x")) == "good"
+
+
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1))
 def test_any_visible_text_can_be_sent_in_a_query(text: str) -> None:
     """Encoded as URIs are, it comes out as it was."""
