@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "explain",
         help="say what would be decided about a request, and why",
         description="Decides one request by the code that serves, and says what each step found and what Envoy would "
-        "be told. Keys are fetched; limits are counted from zero, so nothing is taken from anybody.",
+        "be told. Keys are fetched; limits are counted from zero, so nothing is taken from anybody; revocations and "
+        "budgets of failed authentications are not looked at.",
         epilog="Exit status: 0 it was decided, however; 1 the policy was refused; 2 the request cannot be read.",
     )
     explain.add_argument("file", type=Path, metavar="FILE", help="the policy file")

@@ -295,7 +295,9 @@ class HostLabel:
         """The label; None where the host has fewer, or is an address."""
         host = canonical_host(request.host) or ""
         labels = host.split(".")
-        return labels[self.number] if self.number < len(labels) and not host.startswith("[") else None
+        if host.startswith("[") or labels[-1].isdigit():
+            return None  # an address: no name ends in a number (RFC 3986 section 3.2.2, RFC 1123 section 2.1)
+        return labels[self.number] if self.number < len(labels) else None
 
 
 @dataclass(frozen=True, slots=True)

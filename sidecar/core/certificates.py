@@ -56,8 +56,9 @@ TRUST_DOMAIN_CHARS_MAX = 255
 NAME_CHARS_MAX = 256
 """Of a common name; RFC 5280 allows 64."""
 
-IDENTITIES_KEPT_MAX = 4096
-"""Who was identified, with the certificate; 4 KiB each as usual: what is kept of a principal is found again."""
+IDENTITIES_KEPT_MAX = 1024
+"""Who was identified, with the certificate; 4 KiB each as usual, 16 KiB at most: what is kept of a principal is found
+again."""
 PROXIES_KEPT_MAX = 1024
 
 Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
