@@ -297,7 +297,7 @@ class HostLabel:
         labels = host.split(".")
         if host.startswith("[") or labels[-1].isdigit():
             return None  # an address: no name ends in a number (RFC 3986 section 3.2.2, RFC 1123 section 2.1)
-        return labels[self.number] if self.number < len(labels) else None
+        return labels[self.number] or None if self.number < len(labels) else None
 
 
 @dataclass(frozen=True, slots=True)
