@@ -49,6 +49,8 @@ CERTIFICATE_BYTES_MAX = 16 * 1024
 """Of a certificate's DER: ten times a usual one."""
 XFCC_ELEMENTS_MAX = 16
 XFCC_PAIRS_MAX = 64
+SUBJECT_CHARS_MAX = 1024
+"""Of a subject in XFCC that is searched for common names: a longer one has none."""
 
 SPIFFE_BYTES_MAX = 2048
 TRUST_DOMAIN_CHARS_MAX = 255
@@ -206,7 +208,7 @@ class MalformedError(ValueError):
 
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----(?:\r?\n)?")
-_URL_ENCODED = re.compile(r"(?:[!-$&-~ \r\n]|%[0-9A-Fa-f]{2})*")
+_URL_ENCODED = re.compile(r"(?:[!-$&-~ \r\n]++|%[0-9A-Fa-f]{2})*+")
 _BYTE_SEQUENCE = re.compile(r":([A-Za-z0-9+/]+={0,2}):")
 
 
@@ -251,7 +253,7 @@ def _of_der(der: bytes) -> ShownCertificate:
 
 _PAIR = re.compile(
     r"(?P<key>[A-Za-z]{1,16})="
-    r"(?:\"(?P<quoted>(?:[^\"\\]|\\\"|\\+(?![\"\\]))*)\"|(?P<plain>[^\",;]*))"
+    r"(?:\"(?P<quoted>(?:[^\"\\]++|\\\"|\\++(?!\"))*+)\"|(?P<plain>[^\",;]*+))"
     r"(?P<end>[;,]|\Z)"
 )
 """A quotation mark inside is written `\\"`, and a backslash stays as it is: of two backslashes before a quotation mark
@@ -276,8 +278,8 @@ def parse_xfcc(text: str) -> list[Element]:
     elements: list[Element] = [{}]
     at, pairs = 0, 0
     while True:
-        while text[at : at + 1] == " " and not elements[-1]:
-            at += 1  # a merged header has a space after its comma where a proxy likes it so
+        if text[at : at + 1] == " " and not elements[-1]:
+            at = len(text) - len(text[at:].lstrip(" "))  # a proxy may have put spaces after the comma when it merged
         pair = _PAIR.match(text, at)
         pairs += 1
         if pair is None or pairs > XFCC_PAIRS_MAX or len(elements) > XFCC_ELEMENTS_MAX:
@@ -329,6 +331,8 @@ _ATTRIBUTE = re.compile(r"(?P<type>[A-Za-z0-9.-]+)=(?P<value>(?:[^,+\\\"<>;=#]|\
 
 def _common_names(subject: str) -> tuple[str, ...]:
     """Of a subject in RFC 2253's form; none where it is written in any way that needs more understanding."""
+    if len(subject) > SUBJECT_CHARS_MAX:
+        return ()
     found = []
     at = 0
     while at < len(subject):

@@ -17,6 +17,7 @@ from sidecar.core.certificate_reader import CertificateError, check_roots
 from sidecar.core.certificates import (
     CERTIFICATE_BYTES_MAX,
     SHOWN_CHARS_MAX,
+    SUBJECT_CHARS_MAX,
     XFCC_ELEMENTS_MAX,
     XFCC_PAIRS_MAX,
     CertificateMethod,
@@ -301,7 +302,7 @@ def test_xfcc_as_envoy_documents_it() -> None:
     [element] = parse_xfcc(text)
     assert element["uri"] == ["http://testclient.lyft.com"]
     assert element["subject"] == ["/C=US/ST=CA/L=San Francisco/OU=Lyft/CN=Test Client"]
-    two = parse_xfcc("By=http://a;Hash=00;URI=http://b, By=http://c;URI=;DNS=d.example;DNS=e.example")
+    two = parse_xfcc("By=http://a;Hash=00;URI=http://b,   By=http://c;URI=;DNS=d.example;DNS=e.example")
     assert [each["by"] for each in two] == [["http://a"], ["http://c"]]
     assert two[1]["dns"] == ["d.example", "e.example"]
     quoted = parse_xfcc(r'Subject="CN=a\"b;URI=x,O=Foo\, Inc\\.";hash=00')
@@ -400,6 +401,8 @@ def test_digests_for_bound_tokens() -> None:
         ("CN=a;CN=b", None),
         ("/CN=cart", None),
         ("CN=" + "a" * 257, None),
+        ("CN=cart,O=" + "a" * (SUBJECT_CHARS_MAX - len("CN=cart,O=")), "cart"),
+        ("CN=cart,O=" + "a" * (SUBJECT_CHARS_MAX - len("CN=cart,O=") + 1), None),
         ("", None),
     ],
 )
