@@ -264,8 +264,11 @@ class ClusterStore:
             call.complete(StoreFailure.OVERLOADED)
             return
         waiting.calls.append((call, asking))
-        if waiting.timer is None and self._loop is not None:
-            waiting.timer = self._loop.call_at(call.deadline, self._fail_late, address)
+        if self._loop is None or (waiting.timer is not None and waiting.timer.when() <= call.deadline):
+            return
+        if waiting.timer is not None:
+            waiting.timer.cancel()
+        waiting.timer = self._loop.call_at(call.deadline, self._fail_late, address)
 
     def _send_waiting(self, address: Address) -> None:
         waiting = self._waiting.pop(address, None)

@@ -207,7 +207,7 @@ async def test_closing_leaves_no_master_that_is_just_being_left(cluster):
 
 
 async def test_users_passwords_and_their_rights(cluster):
-    """An ACL user with the rights that docs/redis.md lists can charge, on every master."""
+    """An ACL user with the rights that docs/limits.md lists can charge, on every master."""
     rule = ["SETUSER", "limiter", "on", ">right", "resetkeys", "~sidecar:*", "-@all"]
     rights = ["+evalsha", "+eval", "+get", "+set", "+time", "+cluster|slots", "+asking"]
     for node in cluster.nodes:
@@ -317,3 +317,15 @@ async def test_calls_that_wait_for_a_connection_are_bounded_and_keep_their_deadl
             answers = await asyncio.gather(*asked)
             assert answers.count(StoreFailure.TIMEOUT) == WAITING_MAX
             assert answers.count(StoreFailure.OVERLOADED) == 1
+
+
+async def test_a_call_that_waits_for_a_connection_fails_at_its_own_deadline():
+    """Also behind one that waits there longer, such as a command that is not hot."""
+    async with contradicting() as (port, _, state):
+        state["there"] = "127.0.0.1:1"
+        async with running_store(ClusterStore([("127.0.0.1", port)], Login(), timeout_s=PATIENCE_S)) as store:
+            patient = ask(store, Charge(limit_of(1), b"k"), timeout_s=PATIENCE_S)
+            await until(lambda: store.counts.redirections["MOVED"] == 1)
+            assert await ask(store, Charge(limit_of(1), b"k"), timeout_s=0.2) is StoreFailure.TIMEOUT
+            assert not patient.done()
+        assert await patient is StoreFailure.UNREACHABLE
