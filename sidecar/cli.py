@@ -18,6 +18,7 @@ import sidecar
 from sidecar.policy.faults import PolicyError
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +48,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sidecar {sidecar.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_ratelimit(commands)
+    _add_check(commands)
+    _add_schema(commands)
+    _add_explain(commands)
+    _add_limits(commands)
+    _add_keys(commands)
+    _add_revoke(commands)
+    _add_conformance(commands)
+    return parser
 
+
+def _add_serve(commands: _Commands) -> None:
     serve = commands.add_parser(
         "serve",
         help="answer Envoy's checks and rate limit calls",
@@ -59,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
     serve.set_defaults(command=_serve)
 
+
+def _add_ratelimit(commands: _Commands) -> None:
     ratelimit = commands.add_parser(
         "ratelimit",
         help="serve rate limits as envoyproxy/ratelimit does, from its environment variables",
@@ -76,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     ratelimit.set_defaults(command=_ratelimit)
 
+
+def _add_check(commands: _Commands) -> None:
     check = commands.add_parser(
         "check",
         help="validate a policy file; every fault is printed",
@@ -93,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.set_defaults(command=_check)
 
+
+def _add_schema(commands: _Commands) -> None:
     schema = commands.add_parser(
         "schema",
         help="print the policy file's JSON Schema",
@@ -101,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     schema.set_defaults(command=_schema)
 
+
+def _add_explain(commands: _Commands) -> None:
     explain = commands.add_parser(
         "explain",
         help="say what would be decided about a request, and why",
@@ -127,14 +148,18 @@ def _parser() -> argparse.ArgumentParser:
         "--output", choices=("text", "json"), default="text", help="for people or for programs; text without it"
     )
     explain.set_defaults(command=_explain)
-    _add_limits(commands)
-    _add_keys(commands)
-    _add_revoke(commands)
-    _add_conformance(commands)
-    return parser
 
 
-def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_action(actions: _Commands, name: str, text: str, epilog: str, command: Command) -> argparse.ArgumentParser:
+    """One of several things that a command does, by a policy."""
+    action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+    action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
+    action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
+    action.set_defaults(command=command, action=name)
+    return action
+
+
+def _add_limits(commands: _Commands) -> None:
     epilog = (
         "A counter is named by its limit and the values of the limit's key, in the policy's order, without constants; "
         "@absent stands for a value that requests do not have. A counter of the rate limit service is named by "
@@ -156,11 +181,7 @@ def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("overrides", "list the overrides"),
         ("top", "the keys that are charged most, as the running sidecar estimates"),
     ):
-        described = f"{text[0].upper()}{text[1:]}."
-        action = actions.add_parser(name, help=text, description=described, epilog=epilog)
-        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
-        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
-        action.set_defaults(command=_limits, action=name)
+        action = _add_action(actions, name, text, epilog, _limits)
         if name not in {"overrides", "top"}:
             action.add_argument("limit", metavar="LIMIT", help="the limit's name in the policy, or ratelimit:DOMAIN")
             action.add_argument("values", nargs="*", metavar="VALUE", help="the values of the limit's key, in order")
@@ -172,7 +193,7 @@ def _add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             action.add_argument("--count", type=int, default=20, metavar="N", help="how many; %(default)s without it")
 
 
-def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_keys(commands: _Commands) -> None:
     epilog = (
         "A key is named by its id, the part after its prefix. Durations are such as 90d or 12h; dates are such as "
         "2030-01-31 or 2030-01-31T12:00:00Z. Exit status: 0 done; 1 the policy was refused, or the keys could not be "
@@ -194,11 +215,8 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         ("import", "take keys over that were made elsewhere"),
         ("prune", "forget keys that have long expired or been revoked"),
     ):
-        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
-        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
+        action = _add_action(actions, name, text, epilog, _keys)
         action.add_argument("--keyring", required=True, metavar="NAME", help="the keyring's name in the policy")
-        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
-        action.set_defaults(command=_keys, action=name)
         if name in {"show", "rotate", "revoke"}:
             action.add_argument("key_id", metavar="KEY_ID", help="the key's id")
         if name in {"create", "import"}:
@@ -264,7 +282,7 @@ _REVOKED: Final = (
 )
 
 
-def _add_revoke(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_revoke(commands: _Commands) -> None:
     epilog = (
         "In force on all sidecars within a second; the policy needs a section revocation. Exit status: 0 done; 1 the "
         "policy was refused, Redis did not answer, or there are too many revocations; 2 the command line is wrong."
@@ -277,28 +295,20 @@ def _add_revoke(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     actions = revoke.add_subparsers(metavar="ACTION", required=True)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        described = f"{text[0].upper()}{text[1:]}."
-        action = actions.add_parser(name, help=text, description=described, epilog=epilog)
-        action.add_argument("--config", type=Path, required=True, metavar="FILE", help="the policy file")
-        action.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
-        action.set_defaults(command=_revoke, action=name)
-        return action
-
     issuer = "the policy's name of the issuer, introspection, keyring or trust"
     for name, option, text in _REVOKED:
-        action = add(name, f"revoke {text}")
+        action = _add_action(actions, name, f"revoke {text}", epilog, _revoke)
         action.add_argument("--issuer", required=True, metavar="NAME", help=issuer)
         action.add_argument(option, required=True, dest="name", metavar="TEXT", help="what is revoked")
         action.add_argument("--for", dest="lasting", metavar="DURATION", help="ends by itself after so long")
         action.add_argument("--note", default="", metavar="TEXT", help="why; shown by list")
         if name == "subject":
             action.add_argument("--before", metavar="TIME", help="2026-12-01T06:00:00Z, or seconds since the epoch")
-    undo = add("undo", "believe again what was revoked")
+    undo = _add_action(actions, "undo", "believe again what was revoked", epilog, _revoke)
     undo.add_argument("kind", choices=[name for name, _, _ in _REVOKED], help="what it is")
     undo.add_argument("name", metavar="TEXT", help="its jti, sub, sid, kid or key id")
     undo.add_argument("--issuer", required=True, metavar="NAME", help=issuer)
-    add("list", "list what is revoked")
+    _add_action(actions, "list", "list what is revoked", epilog, _revoke)
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
@@ -307,7 +317,7 @@ def _revoke(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def _add_conformance(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_conformance(commands: _Commands) -> None:
     conformance = commands.add_parser(
         "conformance",
         help="ask any rate limit service a kit of questions, and judge its answers",
