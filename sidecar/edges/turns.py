@@ -93,13 +93,15 @@ class VerificationTurns:
         """A turn of the loop has begun."""
         waiting = self._waiting
         self._left = TURN_MAX
-        while waiting and self._left:
-            need, deadline, done = waiting.popleft()
-            self._left -= 1
-            if deadline <= self._clock():
-                self.late += 1
-                done(None)
-            else:
-                done(need.token)
-        if self._left < TURN_MAX:
-            self._soon(self._turn)
+        try:
+            while waiting and self._left:
+                need, deadline, done = waiting.popleft()
+                self._left -= 1
+                if deadline <= self._clock():
+                    self.late += 1
+                    done(None)
+                else:
+                    done(need.token)
+        finally:  # without the next turn nobody would ever get one
+            if self._left < TURN_MAX:
+                self._soon(self._turn)

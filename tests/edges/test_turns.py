@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sidecar.core.authn import NeedTurn
 from sidecar.core.token import UnverifiedToken, parse
 from sidecar.edges.turns import TURN_MAX, WAITING_MAX, VerificationTurns
@@ -99,3 +101,20 @@ def test_whose_time_is_over_gets_no_turn() -> None:
     loop.turn()
     assert loop.found == [(0, None), (1, NEED.token)]
     assert loop.turns.late == 1
+
+
+def test_one_who_fails_takes_nobodys_turn() -> None:
+    """Whatever a Check does with its turn, those behind it get theirs, and those who come later."""
+    loop = Loop()
+
+    def fail(_found: UnverifiedToken | None) -> None:
+        raise RuntimeError("out of order")
+
+    loop.turns.ask(NEED, 1.0, fail)
+    loop.ask(1)
+    with pytest.raises(RuntimeError, match="out of order"):
+        loop.turn()
+    while loop.turn():
+        pass
+    assert loop.served == [1]
+    assert loop.turns.take()
