@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from sidecar.core.api_key_cache import KnownKeys
+from sidecar.core.api_key_cache import Entry, KnownKeys
 from sidecar.core.api_key_format import FOREIGN_CHARS_MAX, foreign_key_id, is_foreign_key, parse_key
 from sidecar.core.api_key_records import HASH_BYTES, HeldKey, address_in, hash_under, host_in
 from sidecar.core.claims import Rejected
 from sidecar.core.decision import DenyReason
 
 if TYPE_CHECKING:
-    from sidecar.core.api_key_cache import Entry
     from sidecar.core.api_key_records import Peppers
     from sidecar.core.context import RequestContext
     from sidecar.core.credentials import Place
@@ -189,7 +188,8 @@ def _look_up(
             return Rejected(DenyReason.API_KEYS_UNAVAILABLE, f"no usable record of key {key_id} could be had")
         known.stale_uses += 1
     elif isinstance(found, HeldKey):
-        entry = known.put(found, now_us) if entry is None or entry.held is not found else entry
+        if entry is None or now_us >= entry.fresh_until_us:
+            entry = Entry(found, now_us, now_us)  # for this request alone: the key may have changed while it waited
     else:
         entry = None
     return _verify(keyring, entry, digest, request, now_us)
@@ -252,7 +252,8 @@ def _admitted(
         known.count(Result.NOT_ALLOWED_HERE)
         return Rejected(DenyReason.API_KEY_NOT_ALLOWED_HERE, f"key {held.record.id} is not for this {where}")
     known.accepted += 1
-    known.touch(entry.key_id)
+    if known.get(entry.key_id) is entry:
+        known.touch(entry.key_id)
     if previous:
         known.previous_uses += 1
     if now_us >= entry.note_use_us:

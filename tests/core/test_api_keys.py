@@ -420,3 +420,16 @@ def test_a_suspected_source_keeps_no_changed_key_alive() -> None:
     revoked = held(key, status="revoked")
     assert isinstance(method(ring).prove(key, request(), {need.key: revoked}, NOW_US + 1), Rejected)
     assert method(ring).prove(key, request(), {}, NOW_US + 1) is not first
+
+
+def test_a_request_that_waited_brings_no_older_record_back() -> None:
+    """A key that changed after a request looked it up: what is held since then counts, and nothing older is kept."""
+    key, ring = new_key(), keyring(known())
+    need = prove(ring, key)
+    found = ring.known.put(held(key), NOW_US).held
+    ring.known.forget(need.key_id)
+    assert isinstance(method(ring).prove(key, request(), {need.key: found}, NOW_US + 1), Principal)
+    assert isinstance(prove(ring, key, now_us=NOW_US + 2), NeedApiKey)
+    ring.known.put(held(key, status="revoked"), NOW_US + 3)
+    for findings in ({need.key: found}, {}):
+        assert reason(method(ring).prove(key, request(), findings, NOW_US + 4)) is DenyReason.API_KEY_REVOKED
