@@ -37,7 +37,8 @@ def read_resources(resources: Iterable[AnyMessage]) -> tuple[Source, ...]:
     """Documents for `load_sources`; faults in them will name the resource.
 
     Raises:
-        PolicyError: A resource is of another type or cannot be parsed, is nested too deeply, or there are too many.
+        PolicyError: A resource is of another type or cannot be parsed, is nested too deeply, has a number in its
+            metadata that is not finite, or there are too many.
     """
     listed = list(resources)
     if len(listed) > RESOURCES_MAX:
@@ -57,8 +58,13 @@ def read_resources(resources: Iterable[AnyMessage]) -> tuple[Source, ...]:
         if _depth(config.descriptors) > DEPTH_MAX:
             faults.append(Fault(place, 0, "descriptors", "nested too deeply", f"at most {DEPTH_MAX} levels"))
             continue
-        root = _mapping(domain=config.domain, descriptors=_descriptors(config.descriptors))
-        sources.append(Source(f"xds resource {shown(config.name)}" if config.name else place, root))
+        place = f"xds resource {shown(config.name)}" if config.name else place
+        try:
+            root = _mapping(domain=config.domain, descriptors=_descriptors(config.descriptors))
+        except ValueError:  # of MessageToDict, the only thing that metadata can hold and JSON cannot say
+            faults.append(Fault(place, 0, "descriptors", "a number in metadata is not finite", "numbers that JSON has"))
+            continue
+        sources.append(Source(place, root))
     if faults:
         raise PolicyError(faults)
     return tuple(sources)

@@ -111,6 +111,15 @@ def test_what_is_no_resource_is_named_by_its_place() -> None:
     assert "duplicate domain 'shop'" in " ".join(faults(resource("a"), resource("b")))
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_metadata_that_json_cannot_say_is_refused_like_any_fault(number: float) -> None:
+    """Protobuf carries infinity and NaN, a document does not: the resource is refused, the stream goes on."""
+    config = pb.RateLimitConfig(name="a", domain="d", descriptors=[{"key": "k"}])
+    config.descriptors[0].metadata.update({"share": {"of": [number]}})
+    (fault,) = faults(*packed([config]))
+    assert fault.startswith("xds resource 'a': descriptors: a number in metadata is not finite")
+
+
 def test_resources_and_levels_are_bounded() -> None:
     """As many as the bound are taken, one more is not."""
     assert len(loaded(*(resource(f"{n}", f"{n}") for n in range(RESOURCES_MAX))).domains) == RESOURCES_MAX
