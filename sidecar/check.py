@@ -216,7 +216,7 @@ class CheckService:
         for at in range(0, len(charged), TOGETHER_MAX):
             steps: list[tuple[_Check, pipeline.Step]] = []
             for check, result in charged[at : at + TOGETHER_MAX]:
-                pending = check.pending
+                pending, check.pending = check.pending, None  # whoever answers twice is heard once
                 if check.call.cancelled or pending is None:
                     continue
                 try:
@@ -278,7 +278,8 @@ class CheckService:
             self._emit(events)
 
     def _fail(self, check: _Check, bug: Exception) -> None:
-        """Deny, since deciding raised."""
+        """Deny, since deciding raised; what is still under way for the Check finds nobody who waits."""
+        check.pending = check.needed = None
         self._on_bug(bug, CHECK)
         check.call.respond(self.refuse(Refusal.HANDLER_FAILED))
 

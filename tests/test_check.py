@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
 
 from sidecar.check import CHECK, TOGETHER_MAX
+from sidecar.core.authn import NeedKey
 from sidecar.core.decision import DenyReason
 from sidecar.core.limits import LimitStore, StoreFailure
 from sidecar.edges.local_store import LocalStore
@@ -20,12 +21,13 @@ from sidecar.transport.grpcio import GrpcioServer
 from sidecar.transport.http2 import Http2Server
 from sidecar.transport.service import TcpAddress
 from tests.support.asking import until
-from tests.support.deciding import Deciding, UnansweringStore, check_request, compiled, deciding
+from tests.support.deciding import Deciding, UnansweringStore, check_request, compiled, deciding, token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sidecar.core.context import RequestContext
+    from sidecar.core.limits import Charge, Done
     from sidecar.core.policy import Policy
 
 ANSWER_WITHIN_S = 0.1
@@ -178,3 +180,53 @@ async def test_checks_of_one_turn_are_decided_each_for_itself(policy: Policy, mo
         assert codes == [[], [13], [3], [0], *[[0], [13], [3], [8]] * (TOGETHER_MAX - 1)]
         assert it.bugs == [fault] * TOGETHER_MAX
         assert len(it.events) == len(messages) - 1
+
+
+class _RaisingStore(UnansweringStore):
+    """Takes what it is asked, raises, and answers all the same."""
+
+    def charge(self, charges: Sequence[Charge], deadline: float, done: Done) -> None:
+        super().charge(charges, deadline, done)
+        raise RuntimeError("out of order")
+
+
+async def test_a_store_that_raises_and_answers_later_is_heard_once(policy: Policy) -> None:
+    """The Check is denied when the store raises; what the store says afterwards is nobody's, and counts for nothing."""
+    store = _RaisingStore()
+    async with deciding(policy, store) as it:
+        call = it.begin(check_request("/allow"))
+        ((charges, done),) = store.asked
+        LocalStore().charge(charges, 0.0, done)
+        assert reason(call.response) == DenyReason.INTERNAL.value
+        assert [event.decision.reason for event in it.events] == [DenyReason.INTERNAL]
+        assert [str(bug) for bug in it.bugs] == ["out of order"]
+
+
+async def test_a_store_that_answers_twice_is_heard_once(policy: Policy) -> None:
+    """The first answer counts."""
+    store = UnansweringStore()
+    async with deciding(policy, store) as it:
+        call = it.begin(check_request("/allow"))
+        ((charges, done),) = store.asked
+        LocalStore().charge(charges, 0.0, done)
+        done(StoreFailure.TIMEOUT)
+        assert call.response.status.code == 0
+        assert [event.decision.reason for event in it.events] == [None]
+        assert it.bugs == []
+
+
+async def test_an_engine_that_raises_and_answers_later_is_heard_once(policy: Policy) -> None:
+    """As of stores: the denial has left, and who calls is not looked at again."""
+    asked: list[Callable[[Any], None]] = []
+
+    def raising(_need: object, _deadline: float, done: Callable[[Any], None]) -> None:
+        asked.append(done)
+        raise RuntimeError("out of order")
+
+    async with deciding(policy, engines={NeedKey: raising}) as it:
+        unknown = token(header={"kid": "unknown"})
+        call = it.begin(check_request("/public/page", unknown, method="POST"))
+        asked[0](None)
+        assert reason(call.response) == DenyReason.INTERNAL.value
+        assert [event.decision.reason for event in it.events] == [DenyReason.INTERNAL]
+        assert [str(bug) for bug in it.bugs] == ["out of order"]
